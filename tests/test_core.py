@@ -1,0 +1,203 @@
+"""Spaces, problems, trials and the loop: round trips, refusals, resuming."""
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from designloop.core.errors import DesignError, DesignLoopError, OutcomeError, ParameterError, StateError
+from designloop.core.loop import Optimizer, optimize
+from designloop.core.problems import Constraint, Objective, Outcomes, Problem
+from designloop.core.seeds import derive_seed, seed_streams
+from designloop.core.spaces import Box, Choice, Integer, Mixed, Real, Sequences, Space, Texts, concat, n_designs, take, unique
+from designloop.core.trials import Trials
+
+SPACES = [
+    Box({"a": (0, 1), "b": (1e-3, 10)}, log=["b"]),
+    Mixed({"r": Real(-2, 3), "i": Integer(1, 4), "c": Choice(("x", "y", "z")), "g": Real(0.1, 100, log=True)}),
+    Mixed({"r": Real(-2, 3), "c": Choice(("x", "y"))}, frozen={"c": "y"}),
+    Sequences("ACGT", length=8),
+    Sequences("AB", max_length=5),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_space_round_trips(space):
+    x = space.sample(64, np.random.default_rng(0))
+    assert n_designs(x) == 64
+    space.validate(x)
+    code = space.encode(x)
+    assert code.shape == (64, space.dim) and code.dtype == torch.float64 and (code >= -1e-12).all() and (code <= 1 + 1e-12).all()
+    back = space.decode(code)
+    if isinstance(x, pd.DataFrame):
+        pd.testing.assert_frame_equal(back, x, check_dtype=False)
+    else:
+        assert torch.allclose(back, x)
+    again = space.from_frame(space.to_frame(x))
+    assert space.keys(again) == space.keys(x)
+    assert Space.from_json(space.to_json()) == space and pickle.loads(pickle.dumps(space)) == space
+    assert space.keys(concat([take(x, [0, 1]), take(x, [2])])) == space.keys(take(x, [0, 1, 2]))
+    assert list(unique(space, concat([x, x]))) == list(unique(space, x))
+
+
+@pytest.mark.parametrize("space, bad, says", [
+    (SPACES[0], [[0.5, 20.0]], "row 0, field 'b'"),
+    (SPACES[0], [[0.5]], "fields a, b"),
+    (SPACES[0], [[float("nan"), 1.0]], "field 'a'"),
+    (SPACES[1], pd.DataFrame({"r": [0.0], "i": [2.5], "c": ["x"], "g": [1.0]}), "field 'i'"),
+    (SPACES[1], pd.DataFrame({"r": [0.0], "i": [2], "c": ["w"], "g": [1.0]}), "one of ['x', 'y', 'z']"),
+    (SPACES[1], pd.DataFrame({"r": [0.0]}), "lack the field"),
+    (SPACES[2], pd.DataFrame({"r": [0.0], "c": ["x"]}), "frozen"),
+    (SPACES[3], ["ACGTACGN"], "position 7: letter 'N'"),
+    (SPACES[3], ["ACG"], "3 letters"),
+    (SPACES[3], torch.full((1, 8), 4), "row 0, position 0"),
+    (SPACES[4], torch.tensor([[0, -1, 1, -1, -1]]), "position 2"),
+    (Texts(max_length=3), ["long text"], "at most 3"),
+], ids=str)
+def test_bad_designs_are_named(space, bad, says):
+    with pytest.raises(DesignError) as e:
+        space.validate(bad)
+    assert says in str(e.value)
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Box({"a": (1, 1)}), "first must be below"),
+    (lambda: Box({"a": (0, 1)}, log=["a"]), "log scale"),
+    (lambda: Box({"a": (0, 1)}, log=["b"]), "log='b'"),
+    (lambda: Sequences("A", length=3), "different letters"),
+    (lambda: Sequences("ACGT"), "either length or max_length"),
+    (lambda: Mixed({"a": Choice(("x", "x"))}), "different values"),
+    (lambda: Objective("y", "maximise"), "Did you mean 'maximize'"),
+    (lambda: Constraint("y", ">", 1), "op='>'"),
+])
+def test_bad_arguments_are_named(make, says):
+    with pytest.raises(ParameterError) as e:
+        make()
+    assert says in str(e.value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("ACGT", min_size=8, max_size=8), min_size=1, max_size=20))
+def test_words_survive(words):
+    dna = Sequences("ACGT", length=8)
+    assert dna.to_strings(dna.from_strings(words)) == words
+    assert dna.to_strings(dna.decode(dna.encode(dna.from_strings(words)))) == words
+    assert len(unique(dna, dna.from_strings(words))) == len(set(words))
+
+
+def test_log_sampling_is_log_uniform():
+    x = SPACES[0].sample(4000, np.random.default_rng(0))[:, 1].log10()
+    assert abs(float(x.mean()) + 1) < 5 * (4 / np.sqrt(12)) / np.sqrt(4000)      # five standard errors
+
+
+def test_streams_are_named_and_independent():
+    a, b = seed_streams(3), seed_streams(3)
+    b["proposer"].random(100)
+    assert (a["data"].random(5) == b["data"].random(5)).all()
+    assert derive_seed(1, "x") != derive_seed(1, "y") != derive_seed(2, "y")
+    c = pickle.loads(pickle.dumps(b))
+    assert c["proposer"].random() == b["proposer"].random()
+    with pytest.raises(ParameterError):
+        seed_streams(-1)
+
+
+class Climber(Optimizer):
+    name = "climber"
+
+    def ask(self, n=1):
+        if not len(self):
+            return self.space.sample(n, self.streams["proposer"])
+        best = self.space.encode(self.history_designs[self.utilities.argmax()][None])
+        return self.space.decode(best + 0.1 * torch.as_tensor(self.streams["proposer"].normal(size=(n, self.space.dim))))
+
+
+def hill(fail_after=None):
+    calls = []
+
+    def height(x, fidelity, rng):
+        calls.append(len(x))
+        if fail_after is not None and len(calls) > fail_after:
+            raise RuntimeError("the machine broke")
+        return 1 - (x ** 2).sum(1) + 0.01 * torch.as_tensor(rng.normal(size=len(x)))
+
+    return Problem("hill", Box([(-1, 1)] * 2), Objective("y"), function=height, optimum=1.0)
+
+
+def test_resumed_search_equals_unbroken_search(tmp_path):
+    p = hill()
+    whole = optimize(p, Climber(p, seed=2), 8, 3, initial=5, seed=4, progress=False)
+    optimize(p, Climber(p, seed=2), 8, 3, initial=5, seed=4, checkpoint=tmp_path, callbacks=[lambda e: e.round == 2], progress=False)
+    resumed = optimize(p, Climber(p, seed=2), 8, 3, initial=5, seed=4, checkpoint=tmp_path, progress=False)
+    assert np.array_equal(whole.utilities, resumed.utilities) and len(resumed) == 5 + 24
+    longer = optimize(p, Climber(p, seed=2), 10, 3, initial=5, seed=4, checkpoint=tmp_path, progress=False)
+    assert np.array_equal(longer.utilities[:29], whole.utilities) and len(longer) == 5 + 30
+    stored = Trials.load(tmp_path / "trials")
+    assert np.array_equal(stored.utilities, longer.utilities)
+    with pytest.raises(StateError, match="batch was 3, now 4"):
+        optimize(p, Climber(p, seed=2), 10, 4, initial=5, seed=4, checkpoint=tmp_path, progress=False)
+
+
+def test_an_error_carries_the_trials_and_the_search_goes_on(tmp_path):
+    p = hill(fail_after=4)
+    with pytest.raises(RuntimeError, match="broke") as e:
+        optimize(p, Climber(p), 8, 3, initial=5, checkpoint=tmp_path, progress=False)
+    assert len(e.value.trials) == 5 + 3 * 3
+    q = hill()
+    assert len(optimize(q, Climber(q), 8, 3, initial=5, checkpoint=tmp_path, progress=False)) == 5 + 24
+
+
+def test_ctrl_c_keeps_what_is_done():
+    p = hill()
+
+    def interrupt(event):
+        if event.round == 2:
+            raise KeyboardInterrupt
+
+    trials = optimize(p, Climber(p), 8, 3, initial=5, callbacks=[interrupt], progress=False)
+    assert trials.interrupted and len(trials) == 5 + 9
+
+
+def test_trials_answer(tmp_path):
+    space = Sequences("ACGT", length=2, name="word")
+    p = Problem("p", space, Objective("y", "minimize", "V"), [Constraint("z", "<=", 1)], function=lambda d, f, r: None, optimum=0.5)
+    t = Trials.of(p).append(space.from_strings(["AA", "AC", "AG"]), Outcomes(torch.tensor([[3.0, 0], [1.0, 2], [2.0, 1]]), ("y", "z")))
+    t.append(space.from_strings(["TT"]), Outcomes(torch.tensor([[1.5, 0]]), ("y", "z"), cost=torch.tensor([4.0])), round=0, source="me", seconds=0.5)
+    assert t.best_curve().tolist() == [3, 3, 2, 1.5] and t.regret().tolist() == [2.5, 2.5, 1.5, 1.0]
+    assert t.best(9)["word"].tolist() == ["TT", "AG", "AA"]
+    assert t.best_curve("cost").index.tolist() == [1, 2, 3, 7] and t.best_curve("round").tolist() == [2, 1.5]
+    again = Trials.load(t.save(tmp_path))
+    pd.testing.assert_frame_equal(again.frame, t.frame)
+    assert again.objectives == t.objectives and again.constraints == t.constraints and again.optimum == 0.5
+    pd.testing.assert_frame_equal(t.take([3, 0]).frame.drop(columns="trial"), t.frame.iloc[[3, 0]].reset_index(drop=True).drop(columns="trial"))
+    with pytest.raises(ParameterError):
+        t.append(space.from_strings(["AA"]), Outcomes(torch.zeros(2, 2), ("y", "z")))
+    with pytest.raises(DesignLoopError, match="trials.json"):
+        Trials.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("raw, says", [
+    (lambda n: torch.zeros(n + 1), "returned shape"),
+    (lambda n: torch.full((n,), float("inf")), "finite number"),
+    (lambda n: ["a"] * n, "expected floats"),
+    (lambda n: {"other": torch.zeros(n)}, "not ['y']"),
+])
+def test_bad_outcomes_are_named(raw, says):
+    p = Problem("p", Box([(0, 1)]), Objective("y"), function=lambda d, f, r: raw(len(d)))
+    with pytest.raises(OutcomeError) as e:
+        p.evaluate([[0.5], [0.6]])
+    assert says in str(e.value)
+
+
+def test_optimizer_refuses_bad_data():
+    p = hill()
+    o = Climber(p)
+    with pytest.raises(OutcomeError):
+        o.tell([[0.0, 0.0]], Outcomes(torch.zeros(2, 1), ("y",)))
+    with pytest.raises(OutcomeError):
+        o.tell([[0.0, 0.0]], Outcomes(torch.full((1, 1), float("nan")), ("y",)))
+    with pytest.raises(DesignError):
+        o.tell([[0.0, 9.0]], Outcomes(torch.zeros(1, 1), ("y",)))
+    assert len(o) == 0

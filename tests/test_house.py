@@ -1,0 +1,331 @@
+"""The house: set-up in one sentence or not at all, who may import whom, light imports, an empty home directory, no machine's own paths."""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pkg" / "designloop"
+MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip("."): p
+           for p in sorted(PACKAGE.rglob("*.py")) if p.name != "_modidx.py"}
+HEAVY = {"torch", "botorch", "gpytorch", "numpy", "scipy", "pandas", "pyarrow", "sklearn", "statsmodels", "matplotlib", "ipywidgets",
+         "IPython", "papermill", "nbclient", "nbformat", "jupyter_client", "gymnasium", "pymoo", "ribs", "ray"}
+
+
+def python(code: str, **env: str) -> str:
+    "What a fresh interpreter prints."
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, cwd=ROOT / "tests",
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- imports ---------------------------------------------------------------------------------------------------------
+
+# room: the rooms it may import. stats is part of the foundation; the catalogue is data and knows only the foundation.
+FOUNDATION = {"core", "stats", "lm", "sandbox"}
+ARROWS = {"core": set(), "stats": {"core"}, "lm": {"core"}, "sandbox": {"core"}, "models": FOUNDATION,
+          "tasks": FOUNDATION | {"models"}, "optimizers": FOUNDATION | {"models"}, "evaluators": FOUNDATION | {"models"},
+          "agents": FOUNDATION | {"models", "optimizers"},
+          "catalogue": {"core"}, "studies": FOUNDATION | {"catalogue"}, "docs": FOUNDATION | {"catalogue", "studies"}}
+
+
+def imports(module: str, path: Path) -> set[str]:
+    "Modules of this package that a module imports anywhere, functions included, without the leading designloop."
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): found |= {a.name for a in node.names if a.name.split(".")[0] == "designloop"}
+        if isinstance(node, ast.ImportFrom):
+            near = ["designloop", *package[:len(package) - node.level + 1]] if node.level else []
+            stem = ".".join([*near, *filter(None, [node.module])])
+            if stem == "designloop": found |= {f"designloop.{a.name}" for a in node.names}
+            elif stem.startswith("designloop."): found.add(stem)
+    return {name.removeprefix("designloop").lstrip(".") for name in found} - {""}
+
+
+def test_rooms_import_only_what_lies_below_them():
+    wrong = []
+    for module, path in MODULES.items():
+        room = module.split(".")[0]
+        if not room: continue       # the top of the package is lazy: it may name everything
+        assert room in ARROWS, f"{module}: a room that DESIGN does not have"
+        for name in imports(module, path):
+            other = name.split(".")[0]
+            if other != room and other not in ARROWS[room] and other != "__version__": wrong.append(f"{module} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_arrow_check_sees_relative_absolute_and_nested_imports(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("from ..tasks.a import b\nimport designloop.models.gp\n"
+                    "def f():\n    from designloop import optimizers\n    from .near import y\n")
+    assert imports("core.x", path) == {"tasks.a", "models.gp", "optimizers", "core.near"}
+
+
+@pytest.mark.parametrize("module", ["designloop", "designloop.core.errors", "designloop.studies.cli", "designloop.catalogue"])
+def test_light_imports_stay_light(module):
+    loaded = python(f"import {module}\nimport json, sys\nprint(json.dumps(list(sys.modules)))")
+    assert not {name.split(".")[0] for name in json.loads(loaded)} & HEAVY
+
+
+def test_every_public_name_is_there_and_indexed():
+    names = json.loads(python("import importlib, json, sys\nout = {}\nfor m in sys.argv[1:] or " + repr([m for m in MODULES if m]) + ":\n"
+                              "    mod = importlib.import_module('designloop.' + m)\n"
+                              "    out[m] = [n for n in getattr(mod, '__all__', []) if not hasattr(mod, n)]\nprint(json.dumps(out))",
+                              MPLBACKEND="agg").splitlines()[-1])
+    assert {m: n for m, n in names.items() if n} == {}
+    scope: dict = {}
+    exec((PACKAGE / "_modidx.py").read_text(encoding="utf-8"), scope)
+    indexed = {k.removeprefix("designloop").lstrip(".").removesuffix("__init__").rstrip("."): v for k, v in scope["d"]["syms"].items()}
+    # a module made from a notebook says so near its top; the index knows these and no others
+    assert set(indexed) <= {m for m, p in MODULES.items() if "AUTOGENERATED" in p.read_text(encoding="utf-8")[:400]}
+    for module, path in MODULES.items():
+        if path.name == "__init__.py": continue      # nbdev indexes no __init__
+        symbols = indexed.get(module, {})
+        for symbol, (_page, file) in symbols.items():
+            assert (PACKAGE.parent / file).exists(), f"{symbol} is indexed in {file}, which does not exist"
+        tops = {s.rsplit(".", 1)[-1] for s in symbols}
+        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+        public = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")}
+        assert public <= tops, f"{module}: not indexed: {public - tops}"
+
+
+# --- no machine's own things -------------------------------------------------------------------------------------------
+
+def tracked() -> list[Path]:
+    "What git tracks; in an unpacked archive, everything that .gitignore's usual suspects leave."
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0: return [ROOT / p for p in done.stdout.split("\0") if p and (ROOT / p).is_file()]
+    skip = {".venv", "runs", "build", "_proc", "_docs", ".git", "__pycache__"}
+    return [p for p in ROOT.rglob("*") if p.is_file() and not skip & set(p.relative_to(ROOT).parts)]
+
+
+SLASH = "/"
+# ann is the person of the examples
+OWN = re.compile("|".join([
+    rf"(?<![\w.]){SLASH}(?:root|work|home{SLASH}(?!ann\b)\w+|Users{SLASH}\w+|opt{SLASH}(?:pypi|wheels)){SLASH}[\w.]",   # somebody's folders
+    rf"{SLASH}tmp{SLASH}(?:tmp|pytest|ipykernel|brief|src)[\w-]*",                                        # folders of one run
+    r"https?:" + SLASH + r"{2}[\w.:-]*(?:artifactory|nexus|pypi|pythonhosted|registry|mirror)[\w.:-]*(?!.*pypi\.org/project)",
+    r"(?:^|\s)(?:--extra-)?index-url\b",
+]), flags=re.M)
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    found = []
+    for path in tracked():
+        try: text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError: continue
+        if path.suffix == ".ipynb":      # pictures are not text
+            text = re.sub(r'"image/png": "[^"]*"', "", text)
+        found += [f"{path.relative_to(ROOT)}:{text[:m.start()].count(chr(10)) + 1}: {m.group()!r}" for m in OWN.finditer(text)]
+    assert not found, "\n".join(found)
+
+
+def test_the_search_for_machine_names_finds_them():
+    for text in (f" {SLASH}root{SLASH}x", f"'{SLASH}work{SLASH}main'", f"{SLASH}tmp{SLASH}ipykernel_12/3.py",
+                 f"{SLASH}home{SLASH}eve{SLASH}f", "https:" + SLASH * 2 + "pypi.example.org" + SLASH, "--extra-index" + "-url x"):
+        assert OWN.search(text), text
+    for text in ("nbs/tutorials", "../shared/data", "see https:" + SLASH * 2 + "example.org", "frame/work/x", f"{SLASH}tmp"):
+        assert not OWN.search(text), text
+
+
+def test_the_lock_names_versions_only():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert len(lines) > 150
+    for line in lines: assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*( ; .+)?", line), line
+    assert "torch==2.13.0" in lines and not any(line.startswith(("designloop", "pip==")) for line in lines)
+
+
+def test_what_is_installed_is_what_the_lock_says():
+    if not (ROOT / ".venv" / "installed").exists() or Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        pytest.skip("this environment was not made by make")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split(" ;")[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
+    pins = {re.sub(r"[-_.]+", "-", k).lower(): v for k, v in pins.items()}
+    here = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version.split("+")[0] for d in metadata.distributions()}
+    assert {n: (v, pins.get(n)) for n, v in here.items() if n in pins and v != pins[n]} == {}
+    assert {n for n in here if n not in pins and not n.startswith(("nvidia-", "cuda-", "triton"))} <= {"designloop", "pip"}
+
+
+# --- an empty home directory ---------------------------------------------------------------------------------------------
+
+def test_kernels_need_nothing_from_the_home_directory(tmp_path):
+    try: metadata.distribution("designloop")
+    except metadata.PackageNotFoundError: pytest.skip("the package is not installed here (PYTHONPATH only); make test installs it")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON", "PYTHONPATH"))} | {"HOME": str(tmp_path)}
+    code = ("from jupyter_client.manager import start_new_kernel\n"
+            "km, kc = start_new_kernel(kernel_name='python3')\n"
+            "out = []\nkc.execute_interactive('import sys, designloop; print(sys.prefix, designloop.__file__)', timeout=60,\n"
+            "    output_hook=lambda m: out.append(m['content'].get('text', '')) if m['msg_type'] in ('stream', 'error') else None)\n"
+            "kc.stop_channels(); km.shutdown_kernel(now=True); print(''.join(out).strip())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
+    assert done.stdout.split() == [sys.prefix, str(PACKAGE / "__init__.py")], done.stdout + done.stderr
+
+
+# --- make, with a Python that only pretends -------------------------------------------------------------------------------
+
+MAKE = shutil.which("gmake") or shutil.which("make")
+needs_make = pytest.mark.skipif(MAKE is None, reason="GNU make is not installed")
+NAMES = ("python3.11", "python3.12", "python3.13", "python3.14", "python3", "python")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "The files that set-up reads, and a folder of pretended Pythons first on PATH; gives (folder, make)."
+    folder, fakes = tmp_path / "check out", tmp_path / "bin"
+    folder.mkdir()
+    fakes.mkdir()
+    for name in ("Makefile", "settings.ini", "setup.py", "constraints.txt"): shutil.copy(ROOT / name, folder)
+
+    def pretend(version: str, venv: bool = True, pip: bool = True, names: tuple[str, ...] = NAMES) -> None:
+        "Pythons of a version, whose `-m venv` makes a .venv with the same pretended Python, and whose pip writes down what it is asked."
+        for name in names:
+            (fakes / name).write_text(f"""#!/bin/sh
+case "$*" in
+  *ensurepip*) exit {0 if venv else 1};;
+  *sys.exit*) {sys.executable} -c 'import sys; sys.exit(({version.replace(".", ", ")}) < (3, 11))';;
+  *sys.version_info*) echo {version};;
+  "-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; cd .venv/bin
+    printf '#!/bin/sh\\necho ran "$@"\\n' > designloop; chmod +x designloop;;
+  "-m pip --version") echo pip;;
+  "-m pip install "*) echo "$*" >> pip.calls; echo noise; {"exit 0" if pip else "echo 'ERROR: no network' >&2; exit 1"};;
+  *) exit 0;;
+esac
+""")
+            (fakes / name).chmod(0o755)
+
+    def make(*arguments: str, cwd: Path = folder) -> subprocess.CompletedProcess:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        return subprocess.run([MAKE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60,
+                              env={**env, "PATH": f"{fakes}{os.pathsep}{os.environ['PATH']}"})
+    return folder, pretend, make
+
+
+def sentence(done: subprocess.CompletedProcess) -> str:
+    "What make said on standard error, its own line about the failed recipe left out."
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"^(g?make)(\[\d+\])?: \*\*\*", line)]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["run", "test"])
+def test_a_wrong_python_gets_one_sentence(checkout, target):
+    folder, pretend, make = checkout
+    pretend("3.9")
+    words = sentence(make(target))
+    assert "needs Python 3.11 or newer" in words and "python3 is 3.9" in words and f"make PYTHON=/path/to/python3.11 {target}" in words
+    assert not (folder / ".venv").exists()
+
+
+@needs_make
+def test_no_python_and_no_venv_module_get_one_sentence(checkout):
+    _, pretend, make = checkout
+    assert "found: none" in sentence(make("PYTHON=/nowhere/python", "run"))
+    pretend("3.12", venv=False)
+    words = sentence(make("run"))
+    assert "venv module" in words and "python3.11-venv" in words
+
+
+@needs_make
+def test_set_up_happens_once_and_again_when_the_lock_changes(checkout):
+    folder, pretend, make = checkout
+    pretend("3.12")
+    first, second = make("run"), make("run")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "Installing" in first.stdout and "noise" not in first.stdout + first.stderr and "ran run" in first.stdout
+    assert "Installing" not in second.stdout and "ran run" in second.stdout
+    calls = (folder / "pip.calls").read_text().splitlines()
+    assert len(calls) == 1 and "-c constraints.txt" in calls[0] and "-e .[dev" in calls[0]
+    later = (folder / ".venv/installed").stat().st_mtime + 5
+    os.utime(folder / "constraints.txt", (later, later))         # newer, but the same: nothing to install, so no network is needed
+    assert make("install").stdout == "" and len((folder / "pip.calls").read_text().splitlines()) == 1
+    with open(folder / "constraints.txt", "a") as lock: lock.write("# changed\n")
+    os.utime(folder / "constraints.txt", (later + 5, later + 5))
+    assert "Making .venv" not in make("install").stdout
+    assert len((folder / "pip.calls").read_text().splitlines()) == 2
+
+
+@needs_make
+def test_a_checkout_that_was_moved_is_set_up_again(checkout):
+    folder, pretend, make = checkout
+    pretend("3.12")
+    assert make("install").returncode == 0
+    moved = folder.rename(folder.with_name("moved"))
+    again = make("install", cwd=moved)
+    assert again.returncode == 0 and "Making .venv" in again.stdout
+    assert (moved / ".venv/installed").read_text().splitlines()[0] == str(moved.resolve())
+
+
+@needs_make
+def test_a_failed_installation_names_its_log_and_is_tried_again(checkout):
+    folder, pretend, make = checkout
+    pretend("3.13", pip=False)
+    done = make("run")
+    assert done.returncode != 0 and "ERROR: no network" in done.stderr and ".venv/install.log" in done.stderr
+    assert "noise" not in done.stdout + done.stderr and "noise" in (folder / ".venv/install.log").read_text()
+    assert not (folder / ".venv/installed").exists()
+    assert make("run").returncode != 0
+    pretend("3.13")
+    assert make("PYTHON=python3.13", "run").returncode != 0       # the environment keeps the interpreter it was made with
+    shutil.rmtree(folder / ".venv")
+    assert make("run").returncode == 0
+
+
+@needs_make
+def test_make_alone_explains_itself(checkout):
+    _, _, make = checkout
+    done = make()
+    assert done.returncode == 0
+    for target in ("run", "test", "lab", "docs", "check-docs", "reproduce", "prepare", "clean"): assert f"make {target} " in done.stdout
+
+
+@needs_make
+def test_a_failing_step_shows_its_output_and_fails(checkout):
+    folder, pretend, make = checkout
+    pretend("3.12")
+    assert make("install").returncode == 0
+    ruff = folder / ".venv/bin/ruff"
+    ruff.write_text("#!/bin/sh\necho a very odd line; exit 1\n")
+    ruff.chmod(0o755)
+    done = make("lint")
+    assert done.returncode != 0 and "a very odd line" in done.stdout and re.search(r"^lint +FAILED \d+ s$", done.stdout, flags=re.M)
+    ruff.write_text("#!/bin/sh\necho a very odd line\n")
+    done = make("lint")
+    assert done.returncode == 0 and re.fullmatch(r"lint +ok +\d+ s\n", done.stdout)
+
+
+@needs_make
+def test_docs_without_quarto_say_how_to_get_it(checkout):
+    _, pretend, make = checkout
+    if shutil.which("quarto"): pytest.skip("Quarto is here")
+    pretend("3.12")
+    assert make("install").returncode == 0
+    assert "conda-forge" in sentence(make("docs"))
+
+
+# --- what a build machine runs --------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_build_script_hands_on_data_and_failure(tmp_path, status):
+    (tmp_path / "main/.ci").mkdir(parents=True)
+    (tmp_path / "shared/data").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / "main/.ci/run")
+    for name, body in {"make": f'echo "make $*: CI=$CI data=$DESIGNLOOP_DATA"; exit {status}', "chromium": "exit 0"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if k != "DESIGNLOOP_DATA"} | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([str(tmp_path / "main/.ci/run")], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert f"make test: CI=true data={(tmp_path / 'shared/data').resolve()}" in done.stdout
