@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def test_what_is_installed_is_what_the_lock_says():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split(" ;")[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
     pins = {re.sub(r"[-_.]+", "-", k).lower(): v for k, v in pins.items()}
-    here = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version.split("+")[0] for d in metadata.distributions()}
+    found = metadata.distributions(path=[sysconfig.get_path("purelib")])  # sys.path as a whole also holds what Ray bundles, once Ray was imported
+    here = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version.split("+")[0] for d in found}
     assert {n: (v, pins.get(n)) for n, v in here.items() if n in pins and v != pins[n]} == {}
     assert {n for n in here if n not in pins and not n.startswith(("nvidia-", "cuda-", "triton"))} <= {"designloop", "pip"}
 
