@@ -23,8 +23,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install the package 'chromium' to run the browser tests")
 
 
-def library_notebook_until(name: str, marker: str) -> nbformat.NotebookNode:
-    "A library notebook up to and including the first cell that contains the marker, without outputs."
+def notebook_until(name: str, marker: str) -> nbformat.NotebookNode:
+    "A notebook up to and including the first cell that contains the marker, without outputs."
     notebook = nbformat.read(ROOT / "nbs" / name, as_version=4)
     last = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and marker in c.source and "#| export" not in c.source)
     notebook.cells = notebook.cells[:last + 1]
@@ -49,9 +49,10 @@ def a_study(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "JupyterLab with an empty home directory, serving two notebooks; gives its address."
+    "JupyterLab with an empty home directory, serving three notebooks; gives its address."
     home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("lab")
-    nbformat.write(library_notebook_until("core/widgets.ipynb", "live(hill"), work / "live.ipynb")
+    nbformat.write(notebook_until("core/widgets.ipynb", "live(hill"), work / "live.ipynb")
+    nbformat.write(notebook_until("tutorials/design_a_binding_site.ipynb", "game = ByHand"), work / "tutorial.ipynb")
     a_study(work / "runs")
     cell = "from designloop.core.widgets import StudyBrowser\nStudyBrowser('runs')"
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3"}}
@@ -156,3 +157,18 @@ def test_study_browser_filters_and_opens_a_notebook(page, lab):
     look(page, "study_browser")
     studies.get_by_role("link", name="open").last.click()
     page.get_by_role("paragraph").get_by_text("executed notebook of run 3").wait_for()
+
+
+def test_the_tutorial_runs_in_one_go_and_its_game_can_be_played(page, lab):
+    run_all(page, lab, "tutorial.ipynb")
+    words = page.get_by_placeholder("words, separated by spaces")
+    words.scroll_into_view_if_needed(timeout=120_000)                    # after the live search of the cells before it
+    game = page.locator(".jp-OutputArea-output").filter(has=words)
+    game.get_by_text("Your turn.").wait_for()
+    words.fill("TAATTAGX")
+    game.get_by_role("button", name="Measure").click()
+    game.get_by_text(re.compile("'X'")).wait_for()                       # named, and it cost nothing
+    words.fill("TAATTAGC, TAATTGGC")
+    game.get_by_role("button", name="Measure").click()
+    game.get_by_text("Measured 2; 78 left.").wait_for()
+    game.get_by_role("cell", name="TAATTAGC").wait_for()
