@@ -87,7 +87,7 @@ def claims(
     system: str | None = None,   # a slug, or None for all systems
     nbs: Path | None = None,     # the folder nbs/; None looks for it
 ) -> pd.DataFrame:               # system, claim, verdict, evidence, notebook
-    "Every claim with its verdict, as the committed experiments left them. A claim made by the summary is not repeated for the single run."
+    "Every claim with its verdict, as the committed experiments left them. Where a summary looks at all runs together, its claims stand."
     import pandas as pd
     if system is not None and system not in SYSTEMS:
         near = closest(system, SYSTEMS)
@@ -96,8 +96,9 @@ def claims(
     nbs = nbs or notebooks_folder()
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for slug in [system] if system else SYSTEMS:
-        for path in experiment_notebooks(nbs, slug) if nbs else []:
-            for c in committed_claims(path):
+        pages = {path: committed_claims(path) for path in experiment_notebooks(nbs, slug)} if nbs else {}
+        for path, made in list({p: m for p, m in pages.items() if m}.items())[:1]:      # the summary comes first
+            for c in made:
                 rows.setdefault((slug, c["text"]), dict(system=slug, claim=c["text"], verdict=verdict(c.get("holds")),
                                                        evidence=c.get("evidence") or "", notebook=path.relative_to(nbs).as_posix()))
     return pd.DataFrame(rows.values(), columns=["system", "claim", "verdict", "evidence", "notebook"])
