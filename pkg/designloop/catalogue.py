@@ -33,6 +33,31 @@ SYSTEMS: dict[str, dict[str, str]] = {
         "role": "optimizer, task",
         "paper": "designloop; data of Barrera et al. 2016",
     },
+    "bayesian-optimization": {
+        "title": "A Tutorial on Bayesian Optimization",
+        "role": "optimizer",
+        "paper": "Frazier 2018",
+    },
+    "multi-fidelity-bo": {
+        "title": "Multi-fidelity Bayesian Optimization in Engineering Design",
+        "role": "optimizer, task",
+        "paper": "Do and Zhang 2025",
+    },
+    "constrained-composite-bo": {
+        "title": "Constrained composite Bayesian optimization for the synthesis of particles",
+        "role": "optimizer, task",
+        "paper": "Wang et al. 2025",
+    },
+    "design-counterfactuals": {
+        "title": "Multi-objective counterfactuals for design (MCD)",
+        "role": "optimizer, task",
+        "paper": "Regenwetter, Abu Obaideh and Ahmed 2025",
+    },
+    "stax": {
+        "title": "Sparse rewards in a learned behaviour space (STAX)",
+        "role": "optimizer, task",
+        "paper": "Paolo et al. 2024",
+    },
 }
 ROOMS = ("core", "stats", "models", "tasks", "optimizers", "agents", "evaluators", "studies")    # teaching order of the library pages
 

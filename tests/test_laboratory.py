@@ -1,0 +1,221 @@
+"""The laboratory mode: nothing is lost, nothing is overwritten, and a typing error can be taken back."""
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from designloop.core.errors import DataCorrupt, DataMissing, DesignError, OutcomeError, ParameterError, StateError
+from designloop.core.laboratory import Laboratory, read_log
+from designloop.core.problems import Constraint, Objective, Outcomes, Problem
+from designloop.core.seeds import cap_threads
+from designloop.core.spaces import Box, Choice, Mixed, Real
+from designloop.optimizers.composite import CCBO
+from designloop.optimizers.evolution import GeneticAlgorithm, RandomSearch
+
+cap_threads(1)
+SPRAY = Problem("spray", Mixed({"flow": Real(0.1, 50, "µL/min", log=True), "solvent": Choice(("A", "B"))}), Objective("size", goal=3.0, unit="µm"),
+                [Constraint("usable", ">=", 0.5)])
+BOX = Problem("box", Box({"x": (0, 1), "y": (0, 2)}, units={"x": "bar"}), Objective("loss", "minimize"))
+
+
+@pytest.fixture
+def lab(tmp_path): return Laboratory(RandomSearch(SPRAY, seed=3), tmp_path / "campaign")
+
+
+def fill(lab, sizes, failed=None):
+    "Results for the open recipes, in order."
+    return lab.tell({"run": lab.open_runs, "size": sizes, "failed": failed or [0] * len(sizes)})
+
+
+def test_a_recipe_shows_units_and_rounded_dials_and_stays_until_it_is_measured(lab):
+    sheet = lab.ask(2)
+    assert list(sheet.frame.columns)[:3] == ["run", "flow [µL/min]", "solvent"] and "µL/min" in str(sheet) and "<table" in sheet._repr_html_()
+    assert all(float(f"{v:.4g}") == v for v in sheet.frame["flow [µL/min]"])
+    assert lab.ask(5).frame.equals(sheet.frame) and lab.open_runs == [1, 2]
+    fill(lab, [2.0, 5.0])
+    assert lab.open_runs == [] and lab.ask(1).frame["run"].tolist() == [3]
+
+
+@pytest.mark.parametrize("make", [lambda: RandomSearch(SPRAY, 1), lambda: GeneticAlgorithm(SPRAY, 1), lambda: CCBO(SPRAY, 1, candidates=64)])
+def test_going_on_tomorrow_is_going_on(tmp_path, make):
+    "A campaign that is closed and opened after every step proposes what one that stayed open proposes."
+    a, b = Laboratory(make(), tmp_path / "a"), Laboratory(make(), tmp_path / "b")
+    for sizes in ([2.0, 9.0], [4.0, 3.5], [3.2, 2.9]):
+        one = a.ask(2).frame
+        b = Laboratory.open(tmp_path / "b")
+        assert one.equals(b.ask(2).frame)
+        fill(a, sizes)
+        b = Laboratory.open(tmp_path / "b")
+        fill(b, sizes)
+    assert a.runs.frame.equals(b.runs.frame) and len(a.optimizer) == 6
+
+
+def test_a_new_process_goes_on(lab):
+    first = lab.ask(2).frame
+    code = f"from designloop.core.laboratory import Laboratory; lab = Laboratory.open({str(lab.folder)!r}); print(lab.ask(2).frame.to_json())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(first.to_json())
+
+
+def test_a_campaign_is_not_overwritten_and_two_sessions_do_not_both_write(lab):
+    with pytest.raises(StateError, match="Laboratory.open"): Laboratory(RandomSearch(SPRAY), lab.folder)
+    other = Laboratory.open(lab.folder)
+    lab.ask(1)
+    with pytest.raises(StateError, match="another session"): other.ask(1)
+    assert len(read_log(lab.folder)) == 2
+
+
+def test_the_sheet_can_be_filled_in_and_is_never_overwritten(lab):
+    lab.ask(2)
+    path = lab.folder / "sheet-1.csv"
+    frame = pd.read_csv(path)
+    assert list(frame) == ["run", "flow [µL/min]", "solvent", "size [µm]", "failed"]
+    frame["size [µm]"], frame["failed"] = [2.5, np.nan], [0, 1]
+    frame.to_csv(path, index=False)
+    assert "2 result(s)" in lab.tell(path).note and lab.runs.frame["state"].tolist() == ["measured", "failed"]
+    (lab.folder / "sheet-2.csv").write_text("my notes")
+    lab.ask(1)
+    assert (lab.folder / "sheet-2.csv").read_text() == "my notes"
+
+
+def test_part_of_a_batch_what_was_really_set_and_runs_of_ones_own(lab):
+    lab.ask(2)
+    lab.tell(pd.DataFrame({"run": [2, 1], "size": [2.0, np.nan], "failed": [0, np.nan]}))
+    assert lab.open_runs == [1]
+    lab.tell({"run": [1], "flow": [7.5], "solvent": ["B"], "size": [4.0], "usable": [1]})
+    assert lab.runs.frame.set_index("run").loc[1, "flow"] == 7.5
+    lab.tell({"flow": [1.0, 2.0], "solvent": ["A", "B"], "size": [1.5, 2.5], "usable": [1, 1]})
+    assert lab.runs.frame["round"].tolist() == [1, 1, "own", "own"] and len(lab.optimizer) == 4
+    assert (lab.trials.rounds == [0, 0, -1, -1]).all()
+
+
+def test_a_failed_run_needs_no_size_and_reaches_an_optimizer_that_can_take_it(tmp_path):
+    for cls, told in ((RandomSearch, 1), (CCBO, 2)):
+        lab = Laboratory(cls(SPRAY), tmp_path / cls.__name__)
+        lab.ask(2)
+        fill(lab, [None, 4.0], [1, 0])
+        assert len(lab.optimizer) == told and lab.trials.outcomes["size"].isnan().tolist() == [True, False] and lab.trials.outcomes["usable"].tolist() == [0, 1]
+
+
+def test_a_correction_is_appended_and_the_optimizer_knows_only_the_truth(tmp_path):
+    a, b = (Laboratory(CCBO(SPRAY, 2, candidates=64), tmp_path / n) for n in "ab")
+    for lab in (a, b): lab.ask(2)
+    fill(a, [40.0, 2.0]); fill(b, [4.0, 2.0])
+    before = (a.folder / "log.jsonl").read_bytes()
+    a.correct(1, size=4.0)
+    assert (a.folder / "log.jsonl").read_bytes().startswith(before) and a.log[-1]["was"]["values"]["size"] == 40.0
+    assert torch.equal(a.optimizer.history_outcomes.values, b.optimizer.history_outcomes.values)
+    assert a.ask(2).frame.equals(b.ask(2).frame)                 # as if nothing had been mistyped
+    a.correct(2, failed=1)
+    assert a.runs.frame["state"].tolist()[:2] == ["measured", "failed"]
+    a.undo(2)
+    assert a.open_runs == [2, 3, 4] and len(a.optimizer) == 1
+    a.correct(1, flow=5.0)
+    assert float(a.optimizer.history_designs["flow"].iloc[0]) == 5.0
+
+
+def test_a_crash_between_log_and_state_and_a_torn_line_are_repaired(lab):
+    lab.ask(2)
+    old = (lab.folder / "state.pkl").read_bytes()
+    fill(lab, [2.0, 3.0])
+    (lab.folder / "state.pkl").write_bytes(old)
+    with open(lab.folder / "log.jsonl", "ab") as f: f.write(b'{"event": "te')
+    again = Laboratory.open(lab.folder)
+    assert len(again.optimizer) == 2 and again.open_runs == []
+    shutil.copytree(lab.folder, lab.folder.with_name("copy"))
+    (lab.folder / "state.pkl").write_bytes(b"garbage")           # then the log alone is enough
+    assert Laboratory.open(lab.folder).ask(1).frame.equals(Laboratory.open(lab.folder.with_name("copy")).ask(1).frame)
+    assert [e["event"] for e in read_log(lab.folder)] == ["begin", "ask", "tell", "ask"]
+    text = (lab.folder / "log.jsonl").read_text().splitlines()
+    (lab.folder / "log.jsonl").write_text("\n".join([text[0], "{broken", *text[2:]]) + "\n")
+    with pytest.raises(DataCorrupt, match="line 2"): Laboratory.open(lab.folder)
+    with pytest.raises(DataMissing, match="no campaign"): Laboratory.open(lab.folder / "nowhere")
+
+
+REFUSED = [
+    ({"run": [1], "size": [None], "failed": [0]}, OutcomeError, "mark the run as failed"),
+    ({"run": [1], "size": ["big"], "failed": [0]}, OutcomeError, "not a number"),
+    ({"run": [1], "size": [2.0], "failed": [2]}, OutcomeError, "0 or 1"),
+    ({"run": [1], "size": [2.0], "usable": [-1]}, OutcomeError, "0 or 1"),
+    ({"run": [1], "size": [2.0], "usable": [1], "failed": [1]}, OutcomeError, "contradict"),
+    ({"run": [1], "size": [2.0]}, OutcomeError, "worked"),
+    ({"run": [9], "size": [2.0], "failed": [0]}, ParameterError, "never proposed"),
+    ({"size": [2.0], "failed": [0]}, ParameterError, "neither the column 'run'"),
+    ({"flow": [99.0], "solvent": ["A"], "size": [2.0], "failed": [0]}, DesignError, "flow"),
+    ({"flow": [9.0], "solvent": ["C"], "size": [2.0], "failed": [0]}, DesignError, "solvent"),
+    ("nowhere.csv", DataMissing, "not a file"),
+    (3, ParameterError, "CSV"),
+]
+
+
+@pytest.mark.parametrize("results, error, words", REFUSED, ids=range(len(REFUSED)))
+def test_bad_results_are_refused_in_a_sentence_and_change_nothing(lab, results, error, words):
+    lab.ask(2)
+    before, state = (lab.folder / "log.jsonl").read_bytes(), (lab.folder / "state.pkl").read_bytes()
+    with pytest.raises(error, match=words): lab.tell(results)
+    assert (lab.folder / "log.jsonl").read_bytes() == before and (lab.folder / "state.pkl").read_bytes() == state and lab.open_runs == [1, 2]
+
+
+def test_bad_calls_are_refused(lab, tmp_path):
+    lab.ask(1)
+    fill(lab, [2.0])
+    for n in (0, 1.5, "two"):
+        with pytest.raises(ParameterError): lab.ask(n)
+    with pytest.raises(StateError, match="correct"): lab.tell({"run": [1], "size": [2.0], "failed": [0]})
+    with pytest.raises(StateError, match="no result"): lab.correct(7, size=1.0)
+    with pytest.raises(StateError, match="no result"): lab.undo(7)
+    with pytest.raises(ParameterError, match="size"): lab.correct(1, sise=1.0)
+    with pytest.raises(ParameterError): lab.correct(1)
+    with pytest.raises(OutcomeError): lab.correct(1, size=float("inf"))
+    with pytest.raises(ParameterError, match="Optimizer"): Laboratory("ga", tmp_path / "x")
+    with pytest.raises(ParameterError, match="labels"): Laboratory(RandomSearch(SPRAY), tmp_path / "x", labels=["colour"])
+
+
+def test_an_optimizer_that_refuses_leaves_the_campaign_as_it_was(tmp_path):
+    lab = Laboratory(CCBO(SPRAY, candidates=64), tmp_path / "c")
+    lab.ask(1)
+    with pytest.raises(OutcomeError, match="transform"): fill(lab, [-2.0])
+    assert lab.open_runs == [1] and len(lab.log) == 2
+    fill(lab, [2.0])
+    with pytest.raises(OutcomeError, match="transform"): lab.correct(1, size=-2.0)
+    assert len(lab.log) == 3 and len(Laboratory.open(lab.folder).optimizer) == 1
+
+
+def test_the_form_saves_what_is_typed_and_keeps_what_it_cannot_accept(lab):
+    pytest.importorskip("ipywidgets")
+    lab.ask(3)
+    form = lab.form()
+    form.save.click()
+    assert "Nothing" in form.message.value and len(lab.log) == 2
+    form.fields[1]["size"].value, form.fields[2]["size"].value, form.failed[3].value = "2,5", "x", True
+    form.save.click()
+    assert "not a number" in form.message.value and form.fields[1]["size"].value == "2,5" and lab.open_runs == [1, 2, 3]
+    form.fields[2]["size"].value = ""
+    form.save.click()
+    assert lab.open_runs == [2] and list(form.fields) == [2] and "2 result(s)" in form.message.value
+    assert lab.runs.frame["state"].tolist() == ["measured", "open", "failed"]
+
+
+def test_boxes_without_labels_work_too(tmp_path):
+    lab = Laboratory(RandomSearch(BOX), tmp_path / "b")
+    sheet = lab.ask(2)
+    assert list(sheet.frame) == ["run", "x [bar]", "y"]
+    lab.tell({"loss": [1.0, 2.0]})                               # in the order of the sheet
+    with pytest.raises(OutcomeError, match="loss"): lab.tell({"x": [0.1], "y": [0.2], "loss": ["?"]})
+    assert len(lab.trials) == 2 and lab.trials.best_curve().iloc[-1] == 1.0
+
+
+def test_predictions_are_shown_and_logged(tmp_path):
+    search = CCBO(SPRAY, candidates=64)
+    x = SPRAY.space.sample(4, np.random.default_rng(0))
+    search.tell(x, Outcomes([[2.0, 1], [8.0, 1], [1.0, 1], [20.0, 0]], ("size", "usable")))
+    lab = Laboratory(search, tmp_path / "p")
+    sheet = lab.ask(2)
+    assert "size: expected [µm]" in sheet.frame and "chance of failure" in sheet.frame and "–" in sheet.frame["size: expected [µm]"][0]
+    assert {"size", "size low", "size high", "chance of failure"} <= set(lab.log[-1]["runs"][0]["predicted"])

@@ -1,0 +1,398 @@
+"""Several fidelities: surrogates against closed forms and peers, acquisitions against formulas, a search that pays, and every sentence for bad input."""
+import math
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from designloop.core.errors import ParameterError, StateError
+from designloop.core.loop import optimize
+from designloop.core.problems import Constraint, Objective, Outcomes, Problem
+from designloop.core.seeds import cap_threads
+from designloop.core.spaces import Box, Sequences
+from designloop.core.trials import Trials
+from designloop.models.multi_fidelity import (
+    ICMGP,
+    NARGP,
+    RHO_MAX,
+    Correction,
+    FidelityKernelGP,
+    IndependentDiscrepancy,
+    JointAR1,
+    RecursiveAR1,
+    missing_points,
+)
+from designloop.optimizers.knowledge_gradient import gain_by_scanning
+from designloop.optimizers.multi_fidelity import (
+    ACQUISITIONS,
+    FidelityEntropySearch,
+    FidelityKnowledgeGradient,
+    MultiFidelityBO,
+    augmented_ei,
+    default_sizes,
+    max_value_information,
+    mf_regret,
+    nested_design,
+    nested_trials,
+    variable_fidelity_ei,
+)
+from designloop.tasks.multi_fidelity import MultiFidelityProblem, augmented, borehole, branin, currin, forrester, nonlinear_pair, park, with_bad_fidelity
+
+cap_threads(1)
+FAST = [JointAR1, lambda: JointAR1("linear"), RecursiveAR1, IndependentDiscrepancy, NARGP, Correction, lambda: Correction("multiplicative")]
+GRID = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+
+
+def data_of(problem, sizes, seed=0, nested=True):
+    t = nested_trials(problem, seed, sizes, nested)
+    name = problem.objectives[0].name
+    return [(problem.space.encode(t.designs[t.fidelity == s]), t.outcomes[name][t.fidelity == s]) for s in problem.fidelities]
+
+
+PAIR = data_of(forrester(), (20, 5))
+
+
+def rmse(model, problem=None, level=-1):
+    problem = problem or forrester()
+    return float((model.posterior(GRID, level)[0] - problem.evaluate(GRID, problem.fidelities[level])["y"]).square().mean().sqrt())
+
+
+# --- trials and loop ---------------------------------------------------------------------------------------------------
+
+def test_only_the_true_fidelity_is_a_result_and_everything_costs(tmp_path):
+    p = forrester()
+    t = nested_trials(p, 0, (8, 3))
+    assert t.at_target.sum() == 3 and t.outcomes.cost.sum() == pytest.approx(3.8)
+    assert np.isneginf(t.utilities[:8]).all() and t.best()["fidelity"].iloc[0] == 1.0
+    again = Trials.load(t.save(tmp_path))
+    assert again.fidelities == [0.0, 1.0] or tuple(again.fidelities) == (0.0, 1.0)
+    assert np.array_equal(again.utilities, t.utilities) and np.array_equal(t.take(t.at_target).fidelity, np.ones(3))
+    assert np.isnan(mf_regret(t, [0.8])[0]) and mf_regret(t, [3.8])[0] == pytest.approx(t.regret().iloc[-1])
+    with pytest.raises(ParameterError, match="fidelity=0.3"): t.append(t.designs[:1], t.outcomes.take([0]), fidelity=0.3)
+
+
+def test_the_loop_measures_where_the_optimizer_says_and_stops_at_the_budget(tmp_path):
+    p = forrester()
+    s = MultiFidelityBO(p, seed=0, acquisition="vf-ei", sizes=(6, 3), candidates=32)
+    t = optimize(p, s, 100, 1, budget=5.0, checkpoint=tmp_path, progress=False)
+    assert 5 <= float(t.outcomes.cost.sum()) < 6 and len(s) == len(t)
+    assert torch.equal(torch.as_tensor(t.at_target), torch.as_tensor(s.told_levels) == 1)
+    assert np.allclose(t.outcomes.cost, np.where(t.at_target, 1.0, 0.1))
+    with pytest.raises(ParameterError, match="budget"): optimize(p, MultiFidelityBO(p), budget=0, progress=False)
+
+
+def test_an_optimizer_of_one_fidelity_refuses_cheap_starting_data():
+    from designloop.optimizers.evolution import RandomSearch
+    p = forrester()
+    start = nested_trials(p, 0)
+    with pytest.raises(ParameterError, match="at_target"): optimize(p, RandomSearch(p), 1, 1, initial=start, progress=False)
+    t = optimize(p, RandomSearch(p), 2, 2, initial=start.take(start.at_target), progress=False)
+    assert t.at_target.all()
+
+
+# --- surrogates --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make", FAST)
+def test_surrogates_interpolate_and_answer_in_units(make):
+    m = make().fit(PAIR)
+    for level in (0, 1):
+        mean, variance = m.posterior(PAIR[level][0], level)
+        if not (isinstance(m, Correction) and m.kind == "multiplicative" and level): assert float((mean - PAIR[level][1]).abs().max()) < 0.7
+        assert (variance > 0).all() and mean.dtype == torch.float64
+    scaled = make().fit([(x, 1000 * y) for x, y in PAIR])
+    assert torch.allclose(scaled.posterior(GRID)[0], 1000 * m.posterior(GRID)[0], rtol=1e-2, atol=100)
+    twin = pickle.loads(pickle.dumps(m))
+    assert torch.equal(twin.posterior(GRID)[0], m.posterior(GRID)[0])
+
+
+def test_without_a_link_ar1_is_an_ordinary_gaussian_process():
+    "With ρ = 0, or with one level only, the numbers are scikit-learn's for the same kernel."
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+    from designloop.models.multi_fidelity import FLOOR, TREND
+    for m in (JointAR1(rho=0.0).fit(PAIR), JointAR1().fit(PAIR[1:]), IndependentDiscrepancy().fit(PAIR[1:]), RecursiveAR1().fit(PAIR[1:])):
+        gp = m.gp if hasattr(m, "gp") else m.gps[0]
+        part = gp.parts - 1
+        kernel = ConstantKernel(math.exp(gp.theta[gp.at_var[part]]), "fixed") * Matern(np.exp(gp.theta[gp.at_length[part]]), "fixed", nu=2.5) + ConstantKernel(TREND, "fixed")
+        x, y = m.data[-1]
+        peer = GaussianProcessRegressor(kernel, alpha=m._noise(m.levels - 1) + FLOOR, optimizer=None).fit(x, (y - m.shift[-1]) / m.scale[-1])
+        mean, sd = peer.predict(GRID.numpy(), return_std=True)
+        got, variance = m.posterior(GRID)
+        assert np.allclose(got, m.shift[-1] + m.scale[-1] * mean, atol=1e-5) and np.allclose(variance.sqrt(), m.scale[-1] * sd, atol=1e-4)
+
+
+def test_the_single_level_model_agrees_with_the_packages_gaussian_process():
+    from designloop.models.surrogates import GaussianProcess
+    x = torch.linspace(0, 1, 14, dtype=torch.float64)[:, None]
+    y = forrester().evaluate(x)["y"]
+    with torch.no_grad(): other = GaussianProcess().fit(x, y).posterior(GRID)[0]
+    assert float((JointAR1().fit([(x, y)]).posterior(GRID)[0] - other).abs().max()) < 1.0           # the function spans 22
+
+
+def test_joint_and_recursive_agree_on_nested_data_when_parameters_are_the_same():
+    "Le Gratiet and Garnier's factorisation: with ρ fixed at its estimate and exact data both give nearly one posterior."
+    joint, recursive = JointAR1().fit(PAIR), RecursiveAR1().fit(PAIR)
+    assert float((joint.posterior(GRID)[0] - recursive.posterior(GRID)[0]).abs().max()) < 0.6
+    assert abs(float(joint.rho()) - 2) < 0.25 and abs(float(recursive.rho()) - 2) < 0.25
+    for m in (joint, recursive):
+        for a, b in ((0, 0), (0, 1), (1, 1)):
+            assert torch.allclose(m.covariance(GRID[:9], a, GRID[9:20], b), m.covariance(GRID[9:20], b, GRID[:9], a).T, atol=1e-8)
+        for level in (0, 1):
+            paired = torch.as_tensor(m.scale[0] ** 2 * m._paired(GRID.numpy(), level))
+            assert torch.allclose(paired, torch.diagonal(m.covariance(GRID, level, GRID, 1)), atol=2e-4 * float(paired.abs().max()))
+
+
+def test_the_levels_of_a_joint_model_have_a_covariance():
+    data = data_of(branin(), (16, 9, 5))
+    for make in (JointAR1, RecursiveAR1, IndependentDiscrepancy):
+        m = make().fit(data)
+        x = torch.as_tensor(np.random.default_rng(0).random((6, 2)))
+        whole = torch.cat([torch.cat([m.covariance(x, a, x, b) for b in range(3)], 1) for a in range(3)])
+        assert float(torch.linalg.eigvalsh((whole + whole.T) / 2).min()) > -1e-6 * float(whole.diagonal().max())
+        assert (m.correlation(x, 0).abs() <= 1).all() and torch.equal(m.correlation(x, 2), torch.ones(6, dtype=torch.float64))
+
+
+def test_smt_agrees():
+    "Recursive co-Kriging of smt (peers extra) on the same data, with the same squared-exponential kernel."
+    pytest.importorskip("smt")
+    from smt.applications import MFK
+    (xl, yl), (xh, yh) = ((x.numpy(), y.numpy()) for x, y in PAIR)
+    peer = MFK(theta0=[1.0], n_start=1, print_global=False)
+    peer.set_training_values(xl, yl, name=0)
+    peer.set_training_values(xh, yh)
+    peer.train()
+    mean = torch.as_tensor(peer.predict_values(GRID.numpy()).ravel())
+    for mine in (RecursiveAR1(kernel="rbf"), JointAR1(kernel="rbf")):
+        assert float((mine.fit(PAIR).posterior(GRID)[0] - mean).square().mean().sqrt()) < 0.2              # the function spans 22
+
+
+def test_nargp_sees_what_a_line_does_not():
+    data = data_of(nonlinear_pair(), (50, 14))
+    nargp, ar1 = NARGP().fit(data), JointAR1().fit(data)
+    assert rmse(nargp, nonlinear_pair()) < 0.3 * rmse(ar1, nonlinear_pair())
+    a, b = NARGP(samples=400, seed=1).fit(data), nargp
+    assert float((a.posterior(GRID)[0] - b.posterior(GRID)[0]).abs().max()) < 0.05                         # the moments do not hang on the draws
+    with pytest.raises(StateError, match="JointAR1"): nargp.covariance(GRID, 0, GRID, 1)
+
+
+def test_rho_is_bounded_and_may_be_a_line():
+    x = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
+    low = torch.sin(6 * x[:, 0])
+    steep = JointAR1().fit([(x, low), (x[::2], 40 * low[::2])])
+    assert abs(float(steep.rho())) <= RHO_MAX
+    line = JointAR1("linear").fit([(x, low + 1), (x[::2], ((0.5 + x[:, 0]) * (low + 1))[::2])])
+    slope = line.rho(torch.tensor([[0.0], [1.0]], dtype=torch.float64)).ravel()
+    assert slope[1] > slope[0]
+
+
+@pytest.mark.parametrize("make", [FidelityKernelGP, ICMGP])
+def test_botorch_models_speak_the_same_language(make):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    m = make().fit(PAIR)
+    assert torch.equal(before, torch.get_rng_state())
+    mean, variance = m.posterior(PAIR[1][0])
+    assert float((mean - PAIR[1][1]).abs().max()) < 1.5 and (variance > 0).all()
+    cross = m.covariance(GRID[:5], 0, GRID[:5], 1)
+    expected = torch.diagonal(cross) / (m.posterior(GRID[:5], 0)[1] * m.posterior(GRID[:5])[1]).sqrt()
+    assert torch.allclose(m.correlation(GRID[:5], 0), expected.clamp(-1, 1), atol=1e-3)
+
+
+def test_fits_are_fast():
+    data = data_of(augmented("branin"), (40, 10))
+    model, best = JointAR1(), math.inf
+    for _ in range(3):
+        tick = time.process_time(); model.fit(data); best = min(best, time.process_time() - tick)
+    assert best < 0.5      # 0.1 s on a quiet core; the limit leaves room for a busy one
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+X3 = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64)
+Y3 = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda: JointAR1().fit([]), "data is empty"),
+    (lambda: JointAR1().fit([(X3, Y3), (X3[:0], Y3[:0])]), "target level 1 has 0 point"),
+    (lambda: JointAR1().fit([(X3, Y3), (X3[:1], Y3[:1])]), "at least 2"),
+    (lambda: JointAR1().fit([(X3, Y3), (X3.expand(3, 2), Y3)]), "level 1 has 2 input columns"),
+    (lambda: JointAR1().fit([(X3, Y3[:2])]), "shape"),
+    (lambda: JointAR1().fit([(10 * X3, Y3)]), "unit cube"),
+    (lambda: JointAR1().fit([(X3, Y3 * math.nan)]), "not finite"),
+    (lambda: JointAR1().fit(PAIR).posterior(GRID, 2), "level=2"),
+    (lambda: JointAR1().fit(PAIR).posterior(GRID.expand(-1, 2)), "fitted to"),
+    (lambda: JointAR1(rho="quadratic"), "rho='quadratic'"),
+    (lambda: JointAR1(rho=6.0), "rho=6.0"),
+    (lambda: RecursiveAR1().fit([(X3, Y3), (X3 + 0.05, Y3)]), "not measured at level 0, the first at [0.15]"),
+    (lambda: FidelityKernelGP(fidelities=(0.0, 1.2)), "fidelities[1]=1.2"),
+    (lambda: FidelityKernelGP(fidelities=(0.0, 0.5, 1.0)).fit(PAIR), "name 3 levels"),
+    (lambda: Correction().fit([(X3, Y3)] * 1), "exactly two"),
+    (lambda: nested_design(Box([(0, 1)]), [3, 5], np.random.default_rng(0)), "must not ascend"),
+    (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (1.0, 0.1)), "must ascend"),
+    (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (0.0, 1.0)), "costs[0]=0.0"),
+    (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (0.1, 1.0), (1.0, 0.0)), "ascending"),
+    (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (0.1, 1.0), (0.0, 1.5)), "[0, 1]"),
+    (lambda: MultiFidelityBO(forrester(), budget=0.9), "below the cost"),
+    (lambda: MultiFidelityBO(forrester(), costs=(1.0, 0.1)), "must ascend"),
+    (lambda: MultiFidelityBO(forrester(), costs=(1.0,)), "2 fidelities"),
+    (lambda: MultiFidelityBO(forrester(), acquisition="kgs"), "Did you mean 'kg'"),
+    (lambda: MultiFidelityBO(forrester(), surrogate=NARGP), "NARGP"),
+    (lambda: MultiFidelityBO(forrester(), sizes=(5,)), "2 fidelities"),
+    (lambda: MultiFidelityBO(Problem("p", Box([(0, 1)]), Objective("y"), fidelities=(0.0, 1.0))), "costs=None"),
+    (lambda: MultiFidelityBO(Problem("w", Sequences("AC", length=3), Objective("y"))), "Box"),
+    (lambda: MultiFidelityBO(forrester()).tell(X3, Outcomes(Y3, ("y",)), 0.5), "fidelity=0.5"),
+    (lambda: augmented("wing", (0.0, 0.5, 1.0)), "levels"),
+    (lambda: with_bad_fidelity(forrester(), "wrong"), "kind='wrong'"),
+], ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_input_gets_a_sentence(call, says):
+    with pytest.raises(ParameterError) as e: call()
+    assert says in str(e.value)
+
+
+def test_identical_levels_are_warned_about_and_unfitted_models_say_so():
+    with pytest.warns(UserWarning, match="identical"): JointAR1().fit([(X3, Y3), (X3, Y3)])
+    with pytest.raises(StateError, match="fit"): JointAR1().posterior(GRID)
+    assert len(missing_points(X3.numpy(), (X3 + 0.2).numpy())) == 3 and not len(missing_points(X3.numpy(), X3[:2].numpy()))
+
+
+# --- acquisitions ------------------------------------------------------------------------------------------------------
+
+def test_the_knowledge_gradient_formula():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=200_000)
+    for k in (1, 2, 7, 30):       # four comparisons at five standard errors: a false alarm once in 10^6 seeds
+        a, b = rng.normal(size=k), rng.normal(size=k) * (np.arange(k) % 3 > 0)
+        best = np.max([u + v * z for u, v in zip(a, b, strict=True)], 0)
+        assert abs(best.mean() - a.max() - gain_by_scanning(a, b)) < 5 * best.std() / len(z) ** 0.5 + 1e-12
+    model = JointAR1().fit([(x, -y) for x, y in PAIR])
+    kg = FidelityKnowledgeGradient(model, GRID[::5])
+    value = kg(GRID[3:60:7], 1)
+    assert torch.isfinite(value).all()
+    a, b = kg.lines(GRID[10:11], 0)
+    assert float(kg(GRID[10:11], 0).exp()) == pytest.approx(gain_by_scanning(a[0], b[0]), rel=1e-6)
+
+
+def test_max_value_information():
+    gamma = np.linspace(-3, 4, 30)
+    closed = lambda g: 0.5 * g * np.exp(-0.5 * g**2) / math.sqrt(2 * math.pi) / torch.special.ndtr(torch.tensor(g)).numpy() - np.log(torch.special.ndtr(torch.tensor(g)).numpy())  # noqa: E731
+    assert np.allclose(max_value_information(gamma, np.ones(30)), closed(gamma))
+    assert np.allclose(max_value_information(gamma, np.zeros(30)), 0, atol=1e-9)
+    assert np.allclose(max_value_information(gamma, -0.7 * np.ones(30)), max_value_information(gamma, 0.7 * np.ones(30)))
+    grid = np.linspace(-9, 9, 20001)         # the integral on a fine grid
+    for g, r in ((0.3, 0.5), (-1.0, 0.9), (2.0, 0.2)):
+        mass = float(torch.special.ndtr(torch.tensor(g)))
+        q = np.exp(-0.5 * grid**2) / math.sqrt(2 * math.pi) * torch.special.ndtr(torch.tensor((g - r * grid) / math.sqrt(1 - r**2))).numpy() / mass
+        entropy = -(q * np.log(np.maximum(q, 1e-300))).sum() * (grid[1] - grid[0])
+        assert 0.5 * math.log(2 * math.pi * math.e) - entropy == pytest.approx(float(max_value_information(np.array(g), np.array(r))), abs=2e-3)
+
+
+def test_scores_at_the_truth_are_those_of_one_fidelity():
+    model = JointAR1().fit([(x, -y) for x, y in PAIR])
+    from designloop.optimizers.acquisition import log_expected_improvement
+    mean, variance = model.posterior(GRID)
+    plain = log_expected_improvement(mean, variance.sqrt(), 1.0)
+    assert torch.allclose(variable_fidelity_ei(model, GRID, 1, 1.0), plain) and (variable_fidelity_ei(model, GRID, 0, 1.0) <= plain + 1e-9).all()
+    assert (augmented_ei(model, GRID, 0, 1.0) <= plain + 1e-9).all()
+    mes = FidelityEntropySearch(model, GRID, np.random.default_rng(0))
+    assert (mes(GRID, 0) <= mes(GRID, 1) + 0.1).all() and (mes.heights >= float(mean.max())).all()
+
+
+# --- the search --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("acquisition", ACQUISITIONS)
+def test_every_acquisition_searches_within_its_budget_and_verifies(acquisition):
+    p = branin(levels=(1, 2))
+    s = MultiFidelityBO(p, seed=3, acquisition=acquisition, budget=6.5, sizes=(10, 4), candidates=32, patience=4)
+    t = optimize(p, s, 100, 1, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    assert float(t.outcomes.cost.sum()) <= 6.5 + 1e-9 and t.at_target[-1] and s.exhausted
+    cheap, run = 0, 0
+    for true in t.at_target[10:]:
+        run = 0 if true else run + 1
+        cheap = max(cheap, run)
+    assert cheap <= 6 + 4           # patience, and what was left when only the verification could be paid
+    assert np.isfinite(t.utilities[-1]) and p.space.validate(s.recommend()).shape == (1, 2)
+
+
+def test_patience_forces_a_true_measurement():
+    p = forrester(ratio=1000.0)
+    s = MultiFidelityBO(p, seed=0, acquisition="vf-ei", patience=3, sizes=(8, 3), candidates=32)
+    t = optimize(p, s, 8 + 3 + 12, 1, progress=False)
+    runs = "".join("T" if a else "c" for a in t.at_target[11:]).split("T")
+    assert max(map(len, runs)) <= 3
+
+
+def test_a_seed_repeats_and_a_pickle_goes_on():
+    p = forrester()
+    def play(s, rounds):
+        for _ in range(rounds):
+            x = s.ask(2)
+            s.tell(x, p.evaluate(x, s.fidelity), s.fidelity)
+        return s.history_designs.clone(), list(s.told_levels)
+    make = lambda: MultiFidelityBO(p, seed=5, acquisition="mes", sizes=(6, 3), candidates=32)  # noqa: E731
+    a, b = play(make(), 8), play(make(), 8)
+    assert torch.equal(a[0], b[0]) and a[1] == b[1] and set(a[1]) == {0, 1}
+    s = make()
+    play(s, 6)
+    twin = pickle.loads(pickle.dumps(s))
+    assert torch.equal(play(s, 2)[0], play(twin, 2)[0])
+
+
+def test_a_constraint_is_met_at_the_truth():
+    def level(shift): return lambda x, rng: {"y": 5 - x.sum(1), "g": x[:, 0] * x[:, 1] + shift}
+    p = MultiFidelityProblem("bound", Box([(0, 1)] * 2), Objective("y", "minimize"), [level(-0.1), level(0.0)], (0.1, 1.0), constraints=[Constraint("g", "<=", 0.3)])
+    t = optimize(p, MultiFidelityBO(p, seed=0, budget=9, candidates=64), 100, 1, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    best = t.best().iloc[0]
+    assert best["g"] <= 0.3 and best["fidelity"] == 1.0 and best["y"] < 5 - 1.2          # the optimum is 5 - 1.3
+
+
+def test_nothing_feasible_yet_is_no_obstacle():
+    p = MultiFidelityProblem("narrow", Box([(0, 1)] * 2), Objective("y"), [lambda x, rng: {"y": x[:, 0], "g": x.sum(1) + 0.05}, lambda x, rng: {"y": x[:, 0], "g": x.sum(1)}],
+                             (0.1, 1.0), constraints=[Constraint("g", "<=", 0.15)])
+    t = optimize(p, MultiFidelityBO(p, seed=1, budget=9, sizes=(8, 3), candidates=64), 100, 1, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    assert np.isfinite(t.utilities).any()
+
+
+def test_other_surrogates_and_three_levels_in_the_loop():
+    three, two = branin(), forrester()
+    for surrogate, acquisition, p in ((RecursiveAR1, "kg", three), (NARGP, "vf-ei", two), (IndependentDiscrepancy, "separate", three), (Correction, "vf-ei", two)):
+        s = MultiFidelityBO(p, seed=0, surrogate=surrogate, acquisition=acquisition, candidates=16, sizes=[9, 6, 4][-len(p.fidelities):])
+        if surrogate is RecursiveAR1: s.surrogate = lambda: RecursiveAR1(strict=False)
+        t = optimize(p, s, sum(s.sizes) + 3, 1, progress=False)
+        assert len(t) == sum(s.sizes) + 3
+
+
+def test_designs_are_nested_and_spread():
+    sizes = default_sizes(3, 3)
+    assert sizes[0] == 30 and sizes[-1] == 4 and sizes == sorted(sizes, reverse=True) and default_sizes(3, 1) == [4]
+    space = Box([(0, 1)] * 3)
+    low, middle, high = nested_design(space, sizes, np.random.default_rng(0))
+    assert torch.equal(low[:len(high)], high) and torch.equal(low[:len(middle)], middle)
+    near = torch.cdist(high, high) + 9 * torch.eye(len(high))
+    random = [float((torch.pdist(torch.as_tensor(np.random.default_rng(s).random((4, 3))))).min()) for s in range(50)]
+    assert float(near.min()) > np.median(random)
+    apart = nested_design(space, sizes, np.random.default_rng(0), nested=False)
+    assert len(missing_points(apart[0].numpy(), apart[2].numpy())) == len(apart[2])
+
+
+# --- problems ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make", [forrester, nonlinear_pair, branin, borehole, currin, park, lambda: augmented("hartmann"), lambda: with_bad_fidelity(branin())])
+def test_no_design_beats_the_optimum(make):
+    p = make()
+    x = p.space.sample(3000, np.random.default_rng(0))
+    gap = float(p.objectives[0].utility(p.optimum)) - p.utility(p.evaluate(x))
+    assert float(gap.min()) > -1e-9 and float(gap.min()) < 0.5 * float(gap.max())
+    assert p.evaluate(x[:2], p.fidelities[0]).cost.tolist() == [p.costs[0]] * 2 and p.costs[-1] == 1
+
+
+def test_a_lying_level_is_what_it_says():
+    p = with_bad_fidelity(branin(), "negated", noise=0.0)
+    x = p.space.sample(500, np.random.default_rng(0))
+    y = torch.stack([p.evaluate(x, s, np.random.default_rng(1))["y"] for s in (0.0, 1.0)])
+    assert float(torch.corrcoef(y)[0, 1]) == pytest.approx(-1)
+    p, q = (with_bad_fidelity(forrester(), seed=s) for s in (0, 1))
+    assert not torch.allclose(p.evaluate(GRID, 0.0)["y"], q.evaluate(GRID, 0.0)["y"])
