@@ -131,9 +131,9 @@ class Problem:
         if isinstance(raw, Mapping):
             missing = [k for k in self.outcome_names if k not in raw]
             if missing: raise OutcomeError(f"problem {self.name!r} returned {list(raw)} and not {missing}.")
-            raw = torch.stack([torch.as_tensor(np.asarray(raw[k]), dtype=torch.float64).reshape(-1) for k in self.outcome_names], 1)
+            raw = torch.stack([torch.tensor(np.asarray(raw[k]), dtype=torch.float64).reshape(-1) for k in self.outcome_names], 1)
         if not isinstance(raw, Outcomes):
-            try: values = torch.as_tensor(raw if isinstance(raw, Tensor) else np.asarray(raw, dtype=float), dtype=torch.float64)
+            try: values = torch.as_tensor(raw if isinstance(raw, Tensor) else np.array(raw, dtype=float), dtype=torch.float64)
             except (TypeError, ValueError) as e:
                 raise OutcomeError(f"problem {self.name!r} returned {type(raw).__name__}; expected floats of shape [{n}].") from e
             if values.shape not in {(n,), (n, len(self.outcome_names))} or (values.ndim == 1 and len(self.outcome_names) > 1):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Score', 'Comparison', 'Report', 'Provenance', 'as_scores', 'format_interval', 'proportion_ci', 'mean_ci',
            'clustered_mean_ci', 'bootstrap_ci', 'degenerate_ci', 'iqm', 'paired_difference', 'unpaired_difference',
-           'difference', 'sign_flip_test', 'mcnemar', 'mann_whitney', 'superiority_ci', 'adjust_p']
+           'difference', 'sign_flip_test', 'mcnemar', 'mann_whitney', 'superiority_ci', 'adjust_p', 'simple_regret',
+           'regret_auc', 'compare_by_seed', 'performance_profile', 'plot_profile']
 
 # %% ../../../nbs/stats/index.ipynb #bed33660
 import importlib
@@ -14,11 +15,12 @@ _WHERE = {
     "scores": "Score Comparison Report Provenance as_scores format_interval",
     "intervals": "proportion_ci mean_ci clustered_mean_ci bootstrap_ci degenerate_ci iqm",
     "comparisons": "paired_difference unpaired_difference difference sign_flip_test mcnemar mann_whitney superiority_ci adjust_p",
+    "optimization": "simple_regret regret_auc compare_by_seed performance_profile plot_profile",
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 _all_ = ["Score", "Comparison", "Report", "Provenance", "as_scores", "format_interval", "proportion_ci", "mean_ci", "clustered_mean_ci",
          "bootstrap_ci", "degenerate_ci", "iqm", "paired_difference", "unpaired_difference", "difference", "sign_flip_test", "mcnemar",
-         "mann_whitney", "superiority_ci", "adjust_p"]
+         "mann_whitney", "superiority_ci", "adjust_p", "simple_regret", "regret_auc", "compare_by_seed", "performance_profile", "plot_profile"]
 
 def __getattr__(name: str):
     "Import what is asked for and remember it; a name that does not exist is answered with the closest one."
