@@ -37,7 +37,7 @@ def test_a_slider_moves_the_picture_and_the_game_can_be_played(page, lab):
 
     explorer = page.locator(".designloop-acquisition").first
     explorer.scroll_into_view_if_needed()
-    before = explorer.get_by_role("status").inner_text()
+    playwright.expect(explorer.get_by_role("status")).to_contain_text("5 measurements; expected improvement proposes")
     handle = explorer.locator(".widget-slider", has_text="length scale").get_by_role("slider")
     handle.focus()
     took = []
@@ -51,5 +51,4 @@ def test_a_slider_moves_the_picture_and_the_game_can_be_played(page, lab):
     playwright.expect(explorer.get_by_role("status")).to_contain_text("upper confidence bound proposes")
     explorer.get_by_role("button", name="Measure there").click()
     playwright.expect(explorer.get_by_role("status")).to_contain_text("6 measurements")
-    assert before.startswith("5 measurements")
     print(f"slider to picture: {min(took) * 1000:.0f} to {max(took) * 1000:.0f} ms")

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import OutcomeError, ParameterError, check_choice, check_number
+from ..core.errors import OutcomeError, ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
 from ..core.problems import Constraint, Outcomes, Problem, feasible
 from ..core.spaces import Box, concat, take
@@ -233,7 +234,7 @@ BayesianOptimizer.tell, BayesianOptimizer._refuse_contradictions = _tell, _refus
 def _belief(self: BayesianOptimizer) -> Belief:
     "The belief of everything told so far; fitted once."
     if self._fitted is not None and self._fitted[0] == len(self): return self._fitted[1]
-    if len(self) < 2: raise ParameterError(f"{len(self)} design(s) were told; a belief needs at least 2. Evaluate what ask() proposes, and tell.")
+    if len(self) < 2: raise StateError(f"{len(self)} design(s) were told; a belief needs at least 2. Evaluate what ask() proposes, and tell.")
     first, X = self.objectives[0], self.space.encode(self.history_designs)
     y = self.history_outcomes[first.name]
     if float(y.max() - y.min()) < 1e-12 * max(1.0, float(y.abs().max())) and not self._known_flat:
@@ -319,16 +320,19 @@ BayesianOptimizer.ask, BayesianOptimizer._propose = _ask, _propose
 # %% ../../../nbs/optimizers/bayesian.ipynb #1ef5c544
 def _predict(self: BayesianOptimizer,
     designs: Any,                       # native designs [m]
-) -> tuple[Tensor, Tensor]:             # mean and standard deviation [m], in the unit of the objective
-    "What is believed of the noise-free objective at some designs. Raises `ParameterError` before two designs were told."
-    belief = self.belief
+) -> pd.DataFrame:                      # median and 90 % range of a measurement, in the unit of the objective; chance of failure where there are constraints
+    "What measuring some designs is expected to give, one row a design. Raises `StateError` before two designs were told."
+    belief, name = self.belief, self.objectives[0].name
     with torch.no_grad(): mean, variance = belief.utility.posterior(self.space.encode(designs))
-    mean, sd = belief.bend.moments(mean, variance)
-    return (-mean if self.objectives[0].goal == "minimize" else mean), sd
+    half = 1.645 * (variance + belief.utility.noise_variance).sqrt()
+    middle, low, high = (belief.bend.inverse(v) for v in (mean, mean - half, mean + half))
+    if self.objectives[0].goal == "minimize": middle, low, high = -middle, -high, -low
+    said = pd.DataFrame({name: middle.numpy(), f"{name} low": low.numpy(), f"{name} high": high.numpy()})
+    return said.assign(**{"chance of failure": 1 - self.feasibility(designs).numpy()}) if self.constraints else said
 
 def _recommend(self: BayesianOptimizer) -> tuple[Any, float, float]:
     """The design to report (a native batch of one), its believed mean and standard deviation. Without noise it is the best feasible design measured;
-    with noise the one of the largest posterior mean, among the feasible measured ones if there are constraints. Raises `ParameterError` before two designs were told."""
+    with noise the one of the largest posterior mean, among the feasible measured ones if there are constraints. Raises `StateError` before two designs were told."""
     belief, rng = self.belief, np.random.default_rng([self.seed, len(self)])
     X = belief.utility.X
     exact = belief.utility.noise_variance <= 1e-4 * belief.utility.scale**2
@@ -339,8 +343,8 @@ def _recommend(self: BayesianOptimizer) -> tuple[Any, float, float]:
     elif exact: x = take(self.history_designs, [int(self.utilities.argmax())])
     elif belief.slacks: x = take(self.history_designs, [int(torch.where(belief.feasible, merit(X[:, None]), -torch.inf).argmax())])
     else: x = self.space.decode(maximize(merit, self.moves, rng, belief.centres(), None, self.candidates)[0][None])
-    mean, sd = self.predict(x)
-    return x, float(mean[0]), float(sd[0])
+    with torch.no_grad(): mean, sd = belief.bend.moments(*belief.utility.posterior(self.space.encode(x)))
+    return x, (-1 if self.objectives[0].goal == "minimize" else 1) * float(mean[0]), float(sd[0])
 
 def _feasibility(self: BayesianOptimizer,
     designs: Any,                       # native designs [m]
