@@ -335,7 +335,8 @@ def test_the_laboratory_speaks_with_it(tmp_path):
     lab = Laboratory(BayesianOptimizer(LIMITED, seed=0), tmp_path / "lab")
     for k in range(4):                                                          # the first sheets know nothing yet, the last predicts
         lab.ask(2)
-        designs = [lab.runs.loc[lab.runs["run"] == r, LIMITED.space.names].to_numpy(float)[0] for r in (2 * k + 1, 2 * k + 2)]
+        table = lab.runs.frame
+        designs = [table.loc[table["run"] == r, LIMITED.space.names].to_numpy(float)[0] for r in (2 * k + 1, 2 * k + 2)]
         out = LIMITED.evaluate(torch.tensor(np.array(designs)))
         lab.tell(pd.DataFrame({"run": [2 * k + 1, 2 * k + 2], "y": out["y"].numpy(), "c": out["c"].numpy()}))
     recipe = lab.ask(1).frame
