@@ -294,6 +294,8 @@ def _table(results: Any) -> pd.DataFrame:
 def _value(where: str, name: str, raw: Any) -> float | None:
     "A number, or None where the cell is empty."
     if raw is None or (isinstance(raw, float) and math.isnan(raw)) or (isinstance(raw, str) and raw.strip().lower() in ("", "nan", "-", "–")): return None
+    if isinstance(raw, str) and re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+", raw.strip()):
+        raise OutcomeError(f"{where}, {name!r}: {raw!r} could be {raw.replace(',', '')} or {raw.replace(',', '.')}; write it with a point, or without separators.")
     try: number = float(raw.replace(",", ".") if isinstance(raw, str) else raw)
     except (TypeError, ValueError): number = math.inf
     if not math.isfinite(number): raise OutcomeError(f"{where}, {name!r}: {raw!r} is not a number; type a number, or leave it empty.")

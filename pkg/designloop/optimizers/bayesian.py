@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -174,7 +175,10 @@ class BayesianOptimizer(Optimizer):
             raise ParameterError(f"acquisition={acquisition!r} cannot aim at the target {self.target:g}; use 'logei', or an objective that is maximized or minimized.")
         if self.constraints and acquisition not in _WEIGHABLE:
             raise ParameterError(f"acquisition={acquisition!r} has no form with constraints; use one of {', '.join(_WEIGHABLE)}.")
+        for option in self.surrogate: check_choice("surrogate", option, list(inspect.signature(GaussianProcess).parameters)[1:])
         GaussianProcess(self.moves.groups, **self.surrogate)                       # refuses bad options now
+        known = [p for k in ACQUISITIONS[acquisition][0].__mro__ if "__init__" in vars(k) for p in inspect.signature(k.__init__).parameters]
+        for option in self.options: check_choice("options", option, [p for p in known if p not in ("self", "model", "best", "rng", "args", "kwargs")])
         if fields > 20:
             warnings.warn(f"{fields} fields are many for Bayesian optimization on one global belief (about 20 is the limit); freeze fields, or use a trust-region method.",
                           stacklevel=2)
@@ -184,6 +188,10 @@ class BayesianOptimizer(Optimizer):
     def ask(self, n: int = 1) -> Any: raise NotImplementedError        # below, step by step
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #4541e320
+def _numbers(name: str, values: Any) -> Tensor:
+    try: return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError): raise OutcomeError(f"{name}={values!r} is not made of numbers; give a tensor or a list of numbers.") from None
+
 def _tell(self: BayesianOptimizer,
     designs: Any,                        # native designs [n]
     outcomes: Outcomes,                  # their outcomes
@@ -201,16 +209,18 @@ def _tell(self: BayesianOptimizer,
                                "a finite value, and a constraint such as Constraint('worked', '>=', 0.5).")
         n = len(outcomes)
         if yvar is not None:
-            yvar = torch.as_tensor(yvar, dtype=torch.float64).reshape(-1)
+            yvar = _numbers("yvar", yvar).reshape(-1)
             if yvar.shape != (n,) or not torch.isfinite(yvar).all() or (yvar < 0).any():
                 raise OutcomeError(f"yvar={yvar.tolist()[:5]} must be {n} finite variances of at least 0, one a design.")
         if len(self) and (yvar is None) != (self._yvar == []): raise OutcomeError("yvar was given for some designs and not for others; give it for all or for none.")
         if gradients is not None:
-            gradients = torch.as_tensor(gradients, dtype=torch.float64)
+            gradients = _numbers("gradients", gradients)
             if not isinstance(self.space, Box) or self.space.log or self.target is not None:
                 raise ParameterError("gradients are used on a box without log fields, for an objective that is maximized or minimized; leave them out.")
             if gradients.shape != (n, self.moves.dim):
                 raise OutcomeError(f"gradients have shape {tuple(gradients.shape)}; they must be ({n}, {self.moves.dim}), one derivative per design and field.")
+            if not torch.isfinite(gradients).all():
+                raise OutcomeError(f"gradients hold {float(gradients[~torch.isfinite(gradients)][0])}; give finite derivatives, or leave gradients out of this call.")
         self._refuse_contradictions(designs, outcomes)
     Optimizer.tell(self, designs, outcomes)
     if yvar is not None: self._yvar.append(yvar)
@@ -330,8 +340,8 @@ def _predict(self: BayesianOptimizer,
     said = pd.DataFrame({name: middle.numpy(), f"{name} low": low.numpy(), f"{name} high": high.numpy()})
     return said.assign(**{"chance of failure": 1 - self.feasibility(designs).numpy()}) if self.constraints else said
 
-def _recommend(self: BayesianOptimizer) -> tuple[Any, float, float]:
-    """The design to report (a native batch of one), its believed mean and standard deviation. Without noise it is the best feasible design measured;
+def _recommend(self: BayesianOptimizer) -> Any:
+    """The design to report, a native batch of one; `predict` says what to expect of it. Without noise it is the best feasible design measured;
     with noise the one of the largest posterior mean, among the feasible measured ones if there are constraints. Raises `StateError` before two designs were told."""
     belief, rng = self.belief, np.random.default_rng([self.seed, len(self)])
     X = belief.utility.X
@@ -339,12 +349,10 @@ def _recommend(self: BayesianOptimizer) -> tuple[Any, float, float]:
     def merit(X: Tensor) -> Tensor:
         mean = belief.utility.posterior(X)[0][..., 0]
         return mean if belief.target is None else -(mean - belief.target).abs()
-    if not belief.feasible.any(): x = take(self.history_designs, [int(belief.log_feasibility(X).argmax())])
-    elif exact: x = take(self.history_designs, [int(self.utilities.argmax())])
-    elif belief.slacks: x = take(self.history_designs, [int(torch.where(belief.feasible, merit(X[:, None]), -torch.inf).argmax())])
-    else: x = self.space.decode(maximize(merit, self.moves, rng, belief.centres(), None, self.candidates)[0][None])
-    with torch.no_grad(): mean, sd = belief.bend.moments(*belief.utility.posterior(self.space.encode(x)))
-    return x, (-1 if self.objectives[0].goal == "minimize" else 1) * float(mean[0]), float(sd[0])
+    if not belief.feasible.any(): return take(self.history_designs, [int(belief.log_feasibility(X).argmax())])
+    if exact: return take(self.history_designs, [int(self.utilities.argmax())])
+    if belief.slacks: return take(self.history_designs, [int(torch.where(belief.feasible, merit(X[:, None]), -torch.inf).argmax())])
+    return self.space.decode(maximize(merit, self.moves, rng, belief.centres(), None, self.candidates)[0][None])
 
 def _feasibility(self: BayesianOptimizer,
     designs: Any,                       # native designs [m]

@@ -27,8 +27,11 @@ class Environments:
         values: Tensor,                    # conditions, encoded [k, e] in the unit cube
         weights: Tensor | None = None,     # how often each occurs [k], summing to 1; default equal
     ):
-        self.values = torch.as_tensor(values, dtype=torch.float64)
+        try: self.values = torch.as_tensor(values, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError): raise ParameterError(f"values={values!r} are not numbers; give encoded conditions [k, e].") from None
         if self.values.ndim != 2 or not len(self.values): raise ParameterError(f"values have shape {tuple(self.values.shape)}; give [k, e], one row a condition.")
+        if not ((self.values >= 0) & (self.values <= 1)).all():
+            raise ParameterError(f"values hold {float(self.values[(self.values < 0) | (self.values > 1)][0]):g}, which lies outside [0, 1]; encode conditions with Box.encode.")
         k = len(self.values)
         self.weights = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         check_finite("weights", self.weights)

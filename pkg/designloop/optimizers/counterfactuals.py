@@ -42,7 +42,9 @@ class RangeTarget:
     high: float = math.inf
 
     def __post_init__(self):
-        if not float(self.low) < float(self.high): raise ParameterError(f"target {self.name!r} has low={self.low!r} and high={self.high!r}; low must be below high.")
+        try: ordered = float(self.low) < float(self.high)
+        except (TypeError, ValueError): ordered = False
+        if not ordered: raise ParameterError(f"target {self.name!r} has low={self.low!r} and high={self.high!r}; they must be numbers, low below high.")
 
 @dataclass(frozen=True)
 class ClassTarget:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import log_ndtr
 from scipy.stats import qmc
 from torch import Tensor
 
-from ..core.errors import ParameterError, check_choice, check_number
+from ..core.errors import ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
 from ..core.problems import Outcomes, Problem
 from ..core.seeds import seed_streams
@@ -189,6 +190,10 @@ class MultiFidelityBO(Optimizer):
     ):
         super().__init__(problem, seed)
         if not isinstance(self.space, Box): raise ParameterError(f"space is {self.space!r}; multi-fidelity Bayesian optimization works on a Box.")
+        if not isinstance(self.objectives[0].goal, str):
+            raise ParameterError(f"objective {self.objectives[0].name!r} has the target {self.objectives[0].goal:g}, and MultiFidelityBO maximizes or minimizes; "
+                                 "use BayesianOptimizer or CCBO for a target.")
+        if not callable(surrogate): raise ParameterError(f"surrogate={surrogate!r} is not callable; pass a class such as JointAR1, or a function that makes a model.")
         self.fidelities = tuple(problem.fidelities) if problem.fidelities and len(problem.fidelities) > 1 else None
         self.levels = len(self.fidelities or [None])
         if self.fidelities and list(self.fidelities) != sorted(set(self.fidelities)):
@@ -224,6 +229,16 @@ class MultiFidelityBO(Optimizer):
         _fit(self)
         return self.space.decode(_best_mean(self))
 
+    def predict(self, designs: Tensor) -> pd.DataFrame:
+        "Mean and 90 % range of the truth without its noise, and the chance of failure where there are constraints. Raises as `recommend`."
+        _fit(self)
+        x, name = self.space.encode(designs), self.objectives[0].name
+        mean, variance = (v.detach().numpy() for v in self.models[""].posterior(x))
+        if self.objectives[0].goal == "minimize": mean = -mean
+        half = 1.645 * np.sqrt(variance)
+        said = pd.DataFrame({name: mean, f"{name} low": mean - half, f"{name} high": mean + half})
+        return said.assign(**{"chance of failure": -np.expm1(_log_feasible(self, x).numpy())}) if self.constraints else said
+
     @property
     def spent(self) -> float:
         "Cost of everything told."
@@ -246,7 +261,8 @@ def _data(self: MultiFidelityBO, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(x[level == l], values[level == l]) for l in range(self.levels)]
 
 def _fit(self: MultiFidelityBO) -> None:
-    "Fit the surrogates of the utility and of each slack to what was told."
+    "Fit the surrogates of the utility and of each slack to what was told. Raises `StateError` before anything was."
+    if not len(self): raise StateError("0 designs were told; a belief needs at least 2 true measurements. Evaluate what ask() proposes, and tell.")
     first = self.objectives[0]
     targets = {"": first.utility(self.history_outcomes[first.name])} | {f"{c.name} {c.op}": c.slack(self.history_outcomes[c.name]) for c in self.constraints}
     for key, values in targets.items(): self.models.setdefault(key, self.surrogate()).fit(_data(self, values))
