@@ -7,7 +7,7 @@ import torch
 
 from designloop.core.errors import DataCorrupt, DesignError, OutcomeError, ParameterError, StateError
 from designloop.core.novelty import Archive, Rollouts, coverage, coverage_curve, novelty, uniformity
-from designloop.models.behavior_autoencoder import BehaviorAutoencoder
+from designloop.models.behavior_encoder import BehaviorAutoencoder
 from designloop.optimizers.novelty import CMAES, CMAME, NSGA2, TAXONS, MAPElites, NoveltySearch, RandomPolicies, pareto_fronts, pareto_survivors
 from designloop.optimizers.stax import SCREENING, SERENE, STAX, ChunkScheduler, Emitter, has_stagnated
 from designloop.tasks.sparse_control import WORLDS, FeedForwardPolicy, Point2D, RedundantArm

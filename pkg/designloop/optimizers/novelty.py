@@ -268,7 +268,7 @@ class NoveltySearch(BehaviorSearch):
         if not self.images and criterion in ("surprise", "alternate", "pareto"):
             raise ParameterError(f"criterion={criterion!r} needs surprise, which the descriptor 'truth' has not; take descriptor='learned', or criterion='novelty'.")
         if self.images:
-            from designloop.models.behavior_autoencoder import BehaviorAutoencoder
+            from designloop.models.behavior_encoder import BehaviorAutoencoder
             if not hasattr(env, "image_size"): raise ParameterError(f"env={type(env).__name__} has no 'image_size'; a learned descriptor needs frames of a known size.")
             self.encoder = BehaviorAutoencoder(bd_size, env.image_size, derive_seed(self.seed, "encoder"), epochs=epochs, device=device)
         self.population, self.offspring = Archive(), Archive()
