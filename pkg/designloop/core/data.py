@@ -319,6 +319,20 @@ register(
              "none stated for the measurements: not redistributed", cite="Bryant et al. 2021; Dallago et al. 2021",
              hint="Columns mutated_region, reference_region, number_of_mutations, score, mut_des_split; or give it with path=."))
 
+_FRAMED = dict(origin="Regenwetter, Weaver & Ahmed 2022/2023, repository Lyleregenwetter/FRAMED", licence="MIT",
+               cite="Regenwetter, Weaver & Ahmed, FRAMED: an AutoML approach for structural performance prediction of bicycle frames, 2023")
+register(
+    DataFile("constrained-composite-bo", "plga_3um_campaign.csv", "Fanjin Wang 2024, example campaign of the repository FrankWanger/CCBO", "MIT",
+             sha256="75e61dc2507778b77142252327350b69d7d74b21df9db6013b0254193e1d55d3",
+             cite="Wang, Parhizkar, Harker & Edirisinghe 2025, Digital Discovery, doi:10.1039/D5DD00243E",
+             hint="Sixteen rows; columns round, concentration_pct, flow_rate_ul_min, voltage_kv, solvent (DMAc or CHCl3, or 0 and 1), diameter_um, feasible."),
+    DataFile("design-counterfactuals", "framed_structural.csv", **_FRAMED,
+             sha256="0d480d3ca8ae794a8b0dda15eb1d045e324406ad2823dead9455c8eb7fd0e466",
+             hint="4,047 rows: id, 37 parameters with Material as a word, ten outcomes of the analysis."),
+    DataFile("design-counterfactuals", "framed_validity.csv", **_FRAMED,
+             sha256="433d5d6b9d7a1a9913ae15b40c099b3987116bc68b3fbc57a69e71f00a81691f",
+             hint="4,512 rows: id, Material one-hot, the same parameters, and valid (0: simulated without error)."))
+
 # %% ../../../nbs/core/data.ipynb #84a145ad
 def _select(patterns: Iterable[str]) -> list[DataFile]:
     "Registered files by slug, key or shell pattern. Raises `ParameterError` for a pattern that fits nothing."

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.data import DataFile, known_file, locate, register
+from ..core.data import known_file, locate
 from ..core.errors import DataCorrupt, ParameterError, check_choice, check_number
 from ..core.seeds import derive_seed, seed_streams, torch_generator
 from ..core.spaces import Choice, Integer, Mixed, Real
@@ -88,15 +88,6 @@ def toy_case(
     return CounterfactualCase("toy", space, X, predict(X), predict, {"A": 0, "B": 0.0, "C": "Add", "D": "+"})
 
 # %% ../../../nbs/tasks/counterfactual_cases.ipynb #d8e6232b
-_FRAMED = dict(origin="Regenwetter, Weaver & Ahmed 2022/2023, repository Lyleregenwetter/FRAMED", licence="MIT",
-               cite="Regenwetter, Weaver & Ahmed, FRAMED: an AutoML approach for structural performance prediction of bicycle frames, 2023")
-register(DataFile("design-counterfactuals", "framed_structural.csv", **_FRAMED,
-                  sha256="0d480d3ca8ae794a8b0dda15eb1d045e324406ad2823dead9455c8eb7fd0e466",
-                  hint="4,047 rows: id, 37 parameters with Material as a word, ten outcomes of the analysis."),
-         DataFile("design-counterfactuals", "framed_validity.csv", **_FRAMED,
-                  sha256="433d5d6b9d7a1a9913ae15b40c099b3987116bc68b3fbc57a69e71f00a81691f",
-                  hint="4,512 rows: id, Material one-hot, the same parameters, and valid (0: simulated without error)."))
-
 MATERIALS = ("Steel", "Aluminum", "Titanium")
 # parameter: lowest and highest value in the data, then the 2 % and 98 % quantile; metres, or degrees where the name says Angle
 FRAME_FIELDS = {

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.data import DataFile, locate, register
+from ..core.data import known_file, locate
 from ..core.errors import DataCorrupt, DataMissing, ParameterError, check_number
 from ..core.problems import Constraint, Objective, Outcomes, Problem
 from ..core.spaces import Choice, Mixed, Real
@@ -66,11 +66,7 @@ class ElectrosprayTask(Problem):
 def _code(designs: pd.DataFrame) -> np.ndarray: return (designs["solvent"] == SOLVENTS[1]).to_numpy(float)
 
 # %% ../../../nbs/tasks/electrospray.ipynb #41b68f76
-PLGA = DataFile("constrained-composite-bo", "plga_3um_campaign.csv", "Fanjin Wang 2024, example campaign of the repository FrankWanger/CCBO", "MIT",
-                sha256="75e61dc2507778b77142252327350b69d7d74b21df9db6013b0254193e1d55d3",
-                cite="Wang, Parhizkar, Harker & Edirisinghe 2025, Digital Discovery, doi:10.1039/D5DD00243E",
-                hint="Sixteen rows; columns round, concentration_pct, flow_rate_ul_min, voltage_kv, solvent (DMAc or CHCl3, or 0 and 1), diameter_um, feasible.")
-register(PLGA)
+PLGA = known_file("constrained-composite-bo/plga_3um_campaign.csv")
 COLUMNS = {"concentration_pct": "concentration", "flow_rate_ul_min": "flow_rate", "voltage_kv": "voltage", "solvent": "solvent",
            "diameter_um": "diameter", "feasible": "feasible"}
 
