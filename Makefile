@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: help run test lab docs check-docs reproduce prepare clean install check-export lint check-notebooks check-tests
 
-EXTRAS := dev,ray,peers,text
+EXTRAS := dev,ray,peers,text,lm,hf
 WORKERS := 2
 BIN := .venv/bin
 PY := $(BIN)/python

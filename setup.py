@@ -8,7 +8,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-extras = {name: cfg.get(f"{name}_requirements", "").split() for name in ("dev", "ray", "peers", "text")}
+extras = {name: cfg.get(f"{name}_requirements", "").split() for name in ("dev", "ray", "peers", "text", "lm", "hf")}
 readme = here / "README.md"
 
 setup(
