@@ -12,8 +12,15 @@ from designloop.core.loop import optimize
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import cap_threads
 from designloop.core.spaces import Box, Choice, Inequality, Integer, Mixed, Real, Sequences, Space, unit_points
-from designloop.models.surrogates import GaussianProcess, GradientGP, categorical_groups, mixed_kernel
-from designloop.optimizers.bayes_acquisition import ExpectedImprovement, LogExpectedImprovement, TargetImprovement, ThompsonSampling
+from designloop.models.gradient_gp import GradientGP
+from designloop.models.surrogates import GaussianProcess, ProcessStack, categorical_groups, mixed_kernel
+from designloop.optimizers.bayes_acquisition import (
+    ExpectedImprovement,
+    LogExpectedImprovement,
+    LogNoisyImprovement,
+    TargetImprovement,
+    ThompsonSampling,
+)
 from designloop.optimizers.bayesian import ACQUISITIONS, BayesianOptimizer, Bend
 from designloop.optimizers.bayesian_exotic import Environments, TaskGP, integrated_knowledge_gradient, integrated_moments
 from designloop.optimizers.inner_search import SpaceMoves, climb, maximize
@@ -155,6 +162,41 @@ def test_noisy_ei_without_noise_is_ei():
         assert torch.allclose(NoisyExpectedImprovement(model).evaluate(Q).exp(), ExpectedImprovement(model).evaluate(Q), atol=1e-6)
 
 
+def test_improvement_over_the_unknown_best_is_its_definition_and_ei_without_noise():
+    "Five beliefs, 40 000 joint draws each: all 30 values within five standard errors and the quadrature's own error."
+    for seed in range(5):
+        model, rng = true_process(0.2, seed)
+        Q = torch.as_tensor(rng.random((6, 1, 2)))
+        value = LogNoisyImprovement(model, rng=rng, draws=2048).evaluate(Q).exp()
+        f = model.samples(torch.cat([model.X, Q[:, 0]]), 40_000, rng)
+        gains = (f[:, 8:] - f[:, :8].amax(1, keepdim=True)).clamp_min(0)
+        assert (abs(value - gains.mean(0)) < 5 * gains.std(0) / 200 + 2e-3 * model.scale).all()
+        some = torch.arange(8) < 5                                              # only some of the data may be the best: infeasible ones are no rivals
+        fewer = LogNoisyImprovement(model, rng=np.random.default_rng(0), among=some, draws=512).evaluate(Q).exp()
+        assert (fewer > LogNoisyImprovement(model, rng=np.random.default_rng(0), draws=512).evaluate(Q).exp() - 2e-3 * model.scale).all()
+        exact, rng = true_process(0.0, seed)
+        assert torch.allclose(LogNoisyImprovement(exact).evaluate(Q).exp(), ExpectedImprovement(exact).evaluate(Q), atol=2e-3 * exact.scale)
+
+
+def test_stacked_processes_answer_as_each_alone():
+    X, y = data(space=BIKE)
+    groups = categorical_groups(BIKE)
+    gps = [GaussianProcess(groups).fit(X, y * k + k) for k in (1.0, 100.0, -0.01)]
+    Q = data(12, seed=1, space=BIKE)[0].reshape(4, 3, -1)
+    for several in (gps, [gps[0], GaussianProcess(groups, noise="none").fit(X, y)]):          # one form, and two
+        stack = ProcessStack(several)
+        for k, v in enumerate(stack.posterior(Q)): assert torch.allclose(v, torch.stack([gp.posterior(Q)[k] for gp in several]), rtol=1e-9)
+
+
+def test_a_refit_starts_where_the_last_one_ended():
+    X, y = data(30)
+    first = GaussianProcess().fit(X[:28], y[:28])
+    warm = GaussianProcess().start_from(first.warmth, 30).fit(X, y)
+    cold = GaussianProcess().fit(X, y)
+    assert warm._sure and not first._sure and warm.log_posterior > cold.log_posterior - 0.1
+    assert warm.warmth[1] == 28 and not GaussianProcess().start_from(first.warmth, 40)._sure, "after a quarter more data it looks around again"
+
+
 def test_knowledge_gradient_equals_its_simulation_and_is_not_negative():
     "Six beliefs, 250 draws each: all within 4 standard errors (false alarm below 1 in 1000)."
     for seed in range(6):
@@ -232,6 +274,22 @@ def test_it_finds_the_top_and_recommends_it():
     said = search.predict(x)
     assert said["y"][0] > 0.97 and said["y high"][0] - said["y low"][0] < 0.3
     assert search.acquisition_value(x).shape == (1,)
+
+
+def test_what_is_maximized_follows_the_curve():
+    rng = np.random.default_rng(0)
+    rows = BayesianOptimizer(LINE)
+    x = LINE.space.sample(20, rng)
+    rows.tell(x, LINE.evaluate(x))
+    steep = Problem("steep", LINE.space, Objective("y"), function=lambda x, fidelity, rng: -torch.exp(12 * (x - 0.3).square().sum(1)))
+    bent = BayesianOptimizer(steep)
+    bent.tell(x, steep.evaluate(x))
+    assert np.isinf(rows.belief.bend.scale) and rows.belief.utility.kernel == "rbf"
+    assert np.isfinite(bent.belief.bend.scale) and bent.belief.utility.kernel == "matern52"
+    same = BayesianOptimizer(steep, "logei")
+    same.tell(x, steep.evaluate(x))
+    assert torch.equal(bent.acquisition_value(x), same.acquisition_value(x))
+    assert BayesianOptimizer(LINE, surrogate=dict(kernel="matern52")).surrogate["kernel"] == "matern52"
 
 
 def test_constraints_are_searched_for_and_kept():

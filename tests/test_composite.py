@@ -136,6 +136,29 @@ def test_predictions_are_in_the_unit_of_the_measurement():
     assert np.abs(np.log(said["diameter"] / START.outcomes["diameter"].numpy())).max() < 0.5
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_it_recommends_a_run_that_was_seen_to_work(name):
+    search = strategy(name, TASK, candidates=64)
+    with pytest.raises(StateError, match="told nothing"): search.recommend()
+    bad = START.designs.iloc[[2, 4]]                              # 20.2 µm and 1.6 µm, both failed
+    search.tell(bad, START.outcomes.take([2, 4]))
+    choice = search.recommend()
+    assert TASK.space.keys(choice)[0] in TASK.space.keys(bad)     # nothing has worked: the one that comes nearest to it
+    search.tell(START.designs.iloc[[0, 1, 3]], START.outcomes.take([0, 1, 3]))
+    assert search.recommend().equals(START.designs.iloc[[3]].reset_index(drop=True))      # 14.9 µm; the failed run of 20.2 µm is nearer to 18 µm
+
+
+def test_where_measurements_scatter_the_model_decides_and_not_the_luckiest_run():
+    "Fixed draws (seed 0): 40 sizes around 2 + 2 x with a standard deviation of 0.4; the target 3 is at x = 0.5."
+    problem, rng = Problem("line", Box([(0, 1)]), Objective("y", 3.0)), np.random.default_rng(0)
+    x = torch.linspace(0, 1, 40, dtype=torch.float64)[:, None]
+    y = 2 + 2 * x[:, 0] + 0.4 * torch.as_tensor(rng.standard_normal(40))
+    search = CCBO(problem, transform="none")
+    search.tell(x, Outcomes(y[:, None], ("y",)))
+    lucky, chosen = float(x[(y - 3).abs().argmin(), 0]), float(search.recommend())
+    assert abs(chosen - 0.5) < 0.1 and abs(chosen - 0.5) < abs(lucky - 0.5)
+
+
 @pytest.mark.parametrize("goal", ["minimize", "maximize", 0.4, -0.2])
 def test_boxes_and_other_goals(goal):
     problem = Problem("line", Box([(-1, 1)]), Objective("y", goal), function=lambda x, fidelity, rng: x[:, 0] ** 3)
@@ -158,7 +181,8 @@ def test_bad_input_of_the_optimizer():
     search = told()
     good = START.designs.head(1)
     with pytest.raises(OutcomeError, match="NaN"): search.tell(good, Outcomes([[math.nan, 1.0]], TASK.outcome_names))
-    with pytest.raises(OutcomeError, match="transform"): search.tell(good, Outcomes([[-1.0, 1.0]], TASK.outcome_names))
+    negative = Outcomes([[2.0, 1.0], [-1.0, 1.0]], TASK.outcome_names)
+    with pytest.raises(OutcomeError, match="row 1, 'diameter' is -1, and transform='log'"): search.tell(START.designs.head(2), negative)
     with pytest.raises(OutcomeError): search.tell(good, Outcomes([[2.0, math.nan]], TASK.outcome_names))
     with pytest.raises(DesignError, match="flow_rate"): search.tell(good.assign(flow_rate=100.0), Outcomes([[math.nan, 0.0]], TASK.outcome_names))
     with pytest.raises(DesignError, match="solvent"): search.tell(good.assign(solvent="water"), START.outcomes.take([0]))

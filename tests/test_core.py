@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from designloop.core.errors import DesignError, DesignLoopError, OutcomeError, ParameterError, StateError
+from designloop.core.errors import DesignError, DesignLoopError, OutcomeError, ParameterError, StateError, check_choice, check_number
 from designloop.core.loop import Optimizer, optimize
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import derive_seed, seed_streams
@@ -189,6 +189,27 @@ def test_bad_outcomes_are_named(raw, says):
     with pytest.raises(OutcomeError) as e:
         p.evaluate([[0.5], [0.6]])
     assert says in str(e.value)
+
+
+def test_errors_show_values_as_people_write_them():
+    for value, options, says in ((0.3, (0.0, 1.0), "fidelity=0.3 is not known; allowed: 0.0, 1.0."), (np.float64("nan"), ["a"], "fidelity=nan is not known; allowed: 'a'."),
+                                 ("metod", ["method"], "Did you mean 'method'?"), (700, range(200), "10, 11 and 188 more."), ("x", [], "allowed: nothing.")):
+        with pytest.raises(ParameterError) as e: check_choice("fidelity", value, options)
+        assert str(e.value).endswith(says)
+    with pytest.raises(ParameterError, match="n=nan is"): check_number("n", np.float64("nan"), 1)
+
+
+def test_a_recommendation_is_the_best_that_keeps_the_constraints_or_the_nearest_to_it():
+    class Fixed(Optimizer):
+        def ask(self, n=1): return self.space.sample(n, self.streams["x"])
+    problem = Problem("p", Box({"x": (0, 1)}), Objective("y"), [Constraint("c", "<=", 1.0), Constraint("d", ">=", 0.0)])
+    s = Fixed(problem)
+    with pytest.raises(StateError, match="told nothing"): s.recommend()
+    s.tell(torch.tensor([[0.1], [0.2], [0.3]]), Outcomes([[9.0, 3.0, 0.0], [1.0, 1.5, 0.0], [5.0, 0.0, -2.0]], ("y", "c", "d")))
+    assert float(s.recommend()) == pytest.approx(0.2)            # nothing keeps both; this misses by 0.5, the others by 2
+    s.tell(torch.tensor([[0.4], [0.5]]), Outcomes([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0]], ("y", "c", "d")))
+    assert float(s.recommend()) == pytest.approx(0.5)
+    with pytest.raises(StateError, match="no model"): s.predict(torch.tensor([[0.4]]))
 
 
 def test_optimizer_refuses_bad_data():

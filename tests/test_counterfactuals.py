@@ -202,10 +202,11 @@ def test_equal_scores_do_not_divide_by_zero(found):
 
 
 def test_too_few_candidates_are_all_returned_with_a_notice():
-    mcd = plane([RangeTarget("minus_x1", high=-1.0999)])
+    mcd = plane([RangeTarget("minus_x1", high=-1.05)])
     candidates = mcd.search(0, seed=0)
-    with pytest.warns(UserWarning, match="targets were met"): table = candidates.sample(300)
-    assert len(table) == len(candidates) < 300
+    with pytest.warns(UserWarning, match="changed designs met every target") as said: table = candidates.sample(300)
+    assert len(table) == len(candidates) < 300 and "never" not in str(said[0].message)
+    with pytest.warns(UserWarning, match="include_dataset=False leaves out"): candidates.sample(300, include_dataset=False)
 
 
 def test_no_candidates_name_the_target_that_is_never_met():
@@ -235,6 +236,8 @@ def test_dtai_and_its_sampling():
     (lambda: plane([RangeTarget("vlid", 0)]), "did you mean 'valid'"), (lambda: plane([Minimize("nothing")]), "nothing"),
     (lambda: plane([VALID, ClassTarget("valid", "no")]), "two hard"), (lambda: RangeTarget("a", 1, 1), "below"), (lambda: RangeTarget("a", float("nan")), "below"),
     (lambda: ClassTarget("valid", []), "at least one"), (lambda: plane([ClassTarget("valid", ["maybe"])]), "not in the data set"),
+    (lambda: plane([ClassTarget("minus_x1", [0.5])]), "use RangeTarget('minus_x1', low, high)"),
+    (lambda: plane(X=CASE.X.assign(x1=np.nan)), "'x1': nan is not"),
     (lambda: plane([RangeTarget("valid", 0)]), "not numeric"), (lambda: plane(query={"x1": 0.0}), "x2"), (lambda: plane(query={"x1": 0.0, "x2": None}), "finite"),
     (lambda: MultiObjectiveCounterfactuals(TOY.space, TOY.X.assign(C=None), TOY.Y, TOY.predict, DesignQuery(TOY.query, [RangeTarget("O1", 1)])), "category"),
     (lambda: plane(frozen=["x3"]), "frozen"), (lambda: plane(frozen=["x1", "x2"]), "at least one free"), (lambda: plane([]), "targets is empty"),
@@ -264,6 +267,12 @@ def test_bad_predictors_get_one_sentence_and_lose_nothing(predict, says):
                                      dict(objective_weights={"mass": 1.0}), dict(max_candidates=3)])
 def test_bad_sampling_is_refused(found, options):
     with pytest.raises(ParameterError): found.sample(**options)
+
+
+def test_a_weight_for_something_else_says_what_can_be_weighed():
+    candidates = plane([VALID, Minimize("minus_x1")]).search(1, seed=0)
+    with pytest.raises(ParameterError, match="'mass', which is not a soft target of the query; its soft targets: 'minus_x1'"): candidates.sample(2, objective_weights={"mass": 1})
+    with pytest.raises(ParameterError, match="soft targets: nothing"): plane().search(1, seed=0).sample(2, objective_weights={"valid": 1})
 
 
 def test_violations_are_scaled_and_open_ends_hold():

@@ -95,6 +95,37 @@ def test_part_of_a_batch_what_was_really_set_and_runs_of_ones_own(lab):
     assert (lab.trials.rounds == [0, 0, -1, -1]).all()
 
 
+def test_one_run_may_be_told_as_plain_values(lab):
+    lab.ask(2)
+    assert "1 result(s)" in lab.tell({"run": 2, "size": 2.5, "failed": 0}).note and lab.open_runs == [1]
+    lab.tell({"size": None, "failed": 1})                        # the only recipe that is open
+    lab.tell({"flow": 1.0, "solvent": "A", "size": 1.5, "usable": 1})
+    assert lab.runs.frame["state"].tolist() == ["failed", "measured", "measured"]
+
+
+@pytest.mark.parametrize("make", [lambda: RandomSearch(SPRAY, 1), lambda: CCBO(SPRAY, 1, candidates=64)])
+def test_it_says_which_recipe_to_use_and_enters_nothing(tmp_path, make):
+    lab = Laboratory(make(), tmp_path / "campaign")
+    with pytest.raises(StateError, match="told nothing"): lab.recommend()
+    lab.ask(2)
+    if getattr(lab.optimizer, "takes_failures", False):
+        fill(lab, [None, None], [1, 1])
+        assert "No run has kept the constraints" in lab.recommend().note
+        lab.ask(2)
+    fill(lab, [9.0, 3.3])
+    before, said = (lab.folder / "log.jsonl").read_bytes(), lab.recommend()
+    assert said.frame["run"].tolist() == [max(lab._runs())] and said.frame["size: measured [µm]"].tolist() == [3.3] and "was this recipe" in said.note
+    assert ("chance of failure" in said.frame) == (lab.optimizer.name == "ccbo") and lab.recommend().frame.equals(said.frame)
+    assert (lab.folder / "log.jsonl").read_bytes() == before and lab.ask(2).frame.equals(Laboratory.open(lab.folder).ask(2).frame)
+
+
+def test_what_an_optimizer_refuses_is_said_with_the_number_of_the_run(tmp_path):
+    lab = Laboratory(CCBO(SPRAY, 1, candidates=64), tmp_path / "campaign")
+    lab.ask(3)
+    with pytest.raises(OutcomeError, match="run 3: row 1, 'size' is -2"): lab.tell({"run": [1, 3], "size": [2.0, -2.0], "failed": [0, 0]})
+    assert lab.open_runs == [1, 2, 3]
+
+
 def test_a_failed_run_needs_no_size_and_reaches_an_optimizer_that_can_take_it(tmp_path):
     for cls, told in ((RandomSearch, 1), (CCBO, 2)):
         lab = Laboratory(cls(SPRAY), tmp_path / cls.__name__)

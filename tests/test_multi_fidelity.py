@@ -11,8 +11,9 @@ from designloop.core.errors import ParameterError, StateError
 from designloop.core.loop import optimize
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import cap_threads
-from designloop.core.spaces import Box, Sequences
+from designloop.core.spaces import Box, Choice, Integer, Mixed, Real, Sequences
 from designloop.core.trials import Trials
+from designloop.models.fidelity_links import DeepGP, SpaceMapping
 from designloop.models.multi_fidelity import (
     ICMGP,
     NARGP,
@@ -32,6 +33,7 @@ from designloop.optimizers.multi_fidelity import (
     MultiFidelityBO,
     augmented_ei,
     default_sizes,
+    log_expected_closeness,
     max_value_information,
     mf_regret,
     nested_design,
@@ -209,6 +211,38 @@ def test_fits_are_fast():
     assert best < 0.5      # 0.1 s on a quiet core; the limit leaves room for a busy one
 
 
+# --- a mapped space and a deep chain -----------------------------------------------------------------------------------
+
+def test_space_mapping_finds_a_shift():
+    "The cheap level is the truth at x + 0.1: the mapping must undo it, and its error must be far below that of autoregression."
+    def truth(x): return torch.exp(-((x[:, 0] - 0.6) / 0.15) ** 2) + 0.3 * x[:, 0]
+    x, dear = torch.linspace(0, 1, 20, dtype=torch.float64)[:, None], torch.tensor([[0.1], [0.45], [0.6], [0.8]], dtype=torch.float64)
+    data = [(x, 2 * truth(x + 0.1) + 1), (dear, truth(dear))]
+    m = SpaceMapping().fit(data)
+    assert float(m.mapping["shift"][0]) == pytest.approx(-0.1, abs=0.03) and float(m.mapping["factor"]) == pytest.approx(0.5, abs=0.05)
+    def error(m): return float((m.posterior(GRID)[0] - truth(GRID)).square().mean().sqrt())
+    assert error(m) < 0.3 * error(JointAR1().fit(data))
+    assert (m.posterior(GRID)[1] > 0).all() and (m.correlation(GRID, 0).abs() <= 1).all()
+    twin = pickle.loads(pickle.dumps(m))
+    assert torch.equal(twin.posterior(GRID)[0], m.posterior(GRID)[0])
+    scaled = SpaceMapping().fit([(a, 100 * b) for a, b in data])
+    assert torch.allclose(scaled.posterior(GRID)[0], 100 * m.posterior(GRID)[0], rtol=1e-2, atol=1)
+
+
+def test_the_deep_chain_learns_a_square_and_repeats():
+    data = data_of(nonlinear_pair(), (30, 12))
+    m = DeepGP(steps=250, rate=0.03).fit(data)
+    assert rmse(m, nonlinear_pair()) < 0.6 * rmse(JointAR1().fit(data), nonlinear_pair())
+    before = torch.get_rng_state()
+    a, b = (DeepGP(steps=5, seed=4).fit(data) for _ in range(2))
+    assert torch.equal(a.posterior(GRID)[0], b.posterior(GRID)[0]) and torch.equal(before, torch.get_rng_state())
+    assert torch.equal(pickle.loads(pickle.dumps(a)).posterior(GRID)[1], a.posterior(GRID)[1])
+    assert (a.correlation(GRID, 0).abs() <= 1 + 1e-9).all() and torch.equal(a.correlation(GRID, 1), torch.ones(101, dtype=torch.float64))
+    with pytest.raises(StateError, match="JointAR1"): a.covariance(GRID, 0, GRID, 1)
+    three = DeepGP(steps=5, samples=20).fit(data_of(branin(), (12, 8, 5)))
+    assert torch.isfinite(three.posterior(torch.rand(7, 2, generator=torch.Generator().manual_seed(0)))[0]).all()
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------------
 
 X3 = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64)
@@ -231,6 +265,13 @@ Y3 = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     (lambda: FidelityKernelGP(fidelities=(0.0, 1.2)), "fidelities[1]=1.2"),
     (lambda: FidelityKernelGP(fidelities=(0.0, 0.5, 1.0)).fit(PAIR), "name 3 levels"),
     (lambda: Correction().fit([(X3, Y3)] * 1), "exactly two"),
+    (lambda: SpaceMapping().fit([(X3, Y3)] * 1), "exactly two"),
+    (lambda: SpaceMapping(width=-1), "width=-1"),
+    (lambda: DeepGP(steps=0), "steps=0"),
+    (lambda: DeepGP().fit([(X3, Y3), (X3[:2], Y3[:2])]), "at least 3"),
+    (lambda: MultiFidelityBO(forrester(), budget=0.9), "total cost"),
+    (lambda: MultiFidelityBO(forrester(), surrogate=DeepGP), "DeepGP"),
+    (lambda: MultiFidelityBO(Problem("t", Box([(0, 1)]), Objective("y", 2.0)), acquisition="ucb"), "target 2"),
     (lambda: nested_design(Box([(0, 1)]), [3, 5], np.random.default_rng(0)), "must not ascend"),
     (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (1.0, 0.1)), "must ascend"),
     (lambda: MultiFidelityProblem("p", Box([(0, 1)]), Objective("y"), [len, len], (0.0, 1.0)), "costs[0]=0.0"),
@@ -363,6 +404,33 @@ def test_other_surrogates_and_three_levels_in_the_loop():
         if surrogate is RecursiveAR1: s.surrogate = lambda: RecursiveAR1(strict=False)
         t = optimize(p, s, sum(s.sizes) + 3, 1, progress=False)
         assert len(t) == sum(s.sizes) + 3
+
+
+def test_expected_closeness_is_its_integral():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=400_000)
+    for mean, sd, target, reach in ((0.3, 0.5, 0.0, 0.4), (2.0, 0.5, 0.0, 1.0), (-1.0, 1.0, 1.0, 0.2)):       # three comparisons at five standard errors
+        gains = np.maximum(reach - np.abs(mean + sd * z - target), 0)
+        got = float(log_expected_closeness(torch.tensor([mean]), torch.tensor([sd]), target, reach).exp())
+        assert abs(gains.mean() - got) < 5 * gains.std() / len(z) ** 0.5
+    far = log_expected_closeness(torch.linspace(1, 40, 30, dtype=torch.float64), torch.full((30,), 0.5, dtype=torch.float64), 0.0, 0.1)
+    assert torch.isfinite(far).all() and (far.diff() < 0).all(), "far away it still has a slope"
+
+
+def tone(x, extra): return torch.tensor((x["h"] * (2 + x["ribs"]) * (1 - 0.5 * (x["m"] == "nylon")) + extra * x["h"]).to_numpy(float))
+BRACKET = MultiFidelityProblem("bracket", Mixed({"h": Real(1, 5), "ribs": Integer(0, 4), "m": Choice(("steel", "nylon"))}), Objective("f", 20.0, "Hz"),
+                               [lambda x, rng: tone(x, 0.5), lambda x, rng: tone(x, 0.0)], (0.1, 1.0))
+
+
+@pytest.mark.parametrize("acquisition", ["kg", "vf-ei", "aug-ei", "separate"])
+def test_targets_and_mixed_spaces(acquisition):
+    s = MultiFidelityBO(BRACKET, seed=2, acquisition=acquisition, budget=11, sizes=(14, 5), candidates=48)
+    t = optimize(BRACKET, s, 200, 1, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    assert float(t.outcomes.cost.sum()) <= 11 + 1e-9 and abs(float(t.best()["f"].iloc[0]) - 20) < 1.5          # values span 1 to 30
+    best = s.recommend()
+    said = s.predict(best).iloc[0]
+    assert len(best) == 1 and said["f low"] <= said["f"] <= said["f high"] and abs(said["f"] - 20) < 1.5
+    assert len(BRACKET.space.validate(s.ask(3))) == 3
 
 
 def test_designs_are_nested_and_spread():

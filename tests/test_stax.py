@@ -8,7 +8,7 @@ import torch
 from designloop.core.errors import DataCorrupt, DesignError, OutcomeError, ParameterError, StateError
 from designloop.core.novelty import Archive, Rollouts, coverage, coverage_curve, novelty, uniformity
 from designloop.models.behavior_encoder import BehaviorAutoencoder
-from designloop.optimizers.novelty import CMAES, CMAME, NSGA2, TAXONS, MAPElites, NoveltySearch, RandomPolicies, pareto_fronts, pareto_survivors
+from designloop.optimizers.novelty import CMAME, NSGA2, TAXONS, MAPElites, NoveltySearch, RandomPolicies, RewardCMAES, pareto_fronts, pareto_survivors
 from designloop.optimizers.stax import SCREENING, SERENE, STAX, ChunkScheduler, Emitter, has_stagnated
 from designloop.tasks.sparse_control import WORLDS, FeedForwardPolicy, Point2D, RedundantArm
 
@@ -17,7 +17,7 @@ POLICY = ENV.policy()
 SMALL = dict(pop_size=10, chunk_size=100)
 SEARCHES = {
     "random": (RandomPolicies, dict(pop_size=10)), "novelty": (NoveltySearch, SMALL), "taxons": (TAXONS, dict(**SMALL, epochs=1)), "nsga2": (NSGA2, SMALL),
-    "map-elites": (MAPElites, dict(pop_size=10, batch=20)), "cma-me": (CMAME, dict(pop_size=10, batch=20)), "cma-es": (CMAES, dict(pop_size=10)),
+    "map-elites": (MAPElites, dict(pop_size=10, batch=20)), "cma-me": (CMAME, dict(pop_size=10, batch=20)), "cma-es": (RewardCMAES, dict(pop_size=10)),
     "serene": (SERENE, SMALL), "stax": (STAX, dict(**SMALL, epochs=1)), "stax-p": (STAX, dict(**SMALL, epochs=1, criterion="pareto")),
     "stax-nt": (STAX, dict(**SMALL, descriptor="untrained", criterion="novelty")), "stax-ucb-cma": (SERENE, dict(**SMALL, emitter="cma", scheduler="ucb")),
     "serene-novelty-time": (SERENE, dict(**SMALL, emitter="novelty", scheduler="time")), "stax-frames": (STAX, dict(**SMALL, epochs=1, frames=2))}

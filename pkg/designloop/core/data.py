@@ -332,6 +332,23 @@ register(
     DataFile("design-counterfactuals", "framed_validity.csv", **_FRAMED,
              sha256="433d5d6b9d7a1a9913ae15b40c099b3987116bc68b3fbc57a69e71f00a81691f",
              hint="4,512 rows: id, Material one-hot, the same parameters, and valid (0: simulated without error)."))
+register(
+    DataFile("big-bench-hard", "bbh.jsonl.gz", "Suzgun et al. 2022, repository suzgunmirac/BIG-Bench-Hard, its 27 tasks as one table", "MIT",
+             sha256="526dc605100be2eef8dbc502fb8582a771b8073e43636f9e18c3c4ea5f043579", cite="Suzgun et al. 2022, arXiv:2210.09261",
+             hint="6,511 lines {task, input, target}. Benchmark data: train no model on it that is then measured on it."),
+    DataFile("instruction-induction", "tasks.jsonl.gz", "Honovich et al. 2022, repository orhonovich/instruction-induction, at most 400 examples of each split", "Apache-2.0",
+             sha256="4f1fa317d14f316e4aa6ab1ecb82746042c947c17e749ddba6413144b7bcc86d", cite="Honovich et al. 2022, arXiv:2205.10782",
+             hint="One {task, split, input, output} a line; 24 tasks, splits induce and execute."),
+    DataFile("instruction-induction", "gold_instructions.json", "Honovich et al. 2022, repository orhonovich/instruction-induction", "Apache-2.0",
+             sha256="9847a8aca2d59f1b9d1a6f8e897c8d02f3b6d4e95664197f055d65d41ff373f1", cite="Honovich et al. 2022, arXiv:2205.10782",
+             hint="Task -> instructions written by people."))
+
+_AIW = dict(origin="Nezhurina, Cipolina-Kun, Cherti & Jitsev 2024, repository LAION-AI/AIW, re-tabulated", licence="Apache-2.0", cite="Nezhurina et al. 2024, arXiv:2406.02061")
+register(
+    DataFile("aiw", "prompts.csv", **_AIW, sha256="37a442f8c707bf52a7b521adc4300ba53b9e6eba39721ef56ed91168133444bb",
+             hint="826 rows: prompt_id, prompt_type, n_brothers, m_sisters, right_answer, description, prompt."),
+    DataFile("aiw", "response_counts.csv", **_AIW, sha256="992af1fad04eb1b32ea22ed5adb8efbe55fbe2a7a69bd0e731212fb0e8026118",
+             hint="360 rows: source_set, model, prompt_id, right_answer, n_trials, n_correct."))
 
 # %% ../../../nbs/core/data.ipynb #84a145ad
 def _select(patterns: Iterable[str]) -> list[DataFile]:

@@ -5,22 +5,45 @@
 # %% auto #0
 __all__ = ['Score', 'Comparison', 'Report', 'Provenance', 'as_scores', 'format_interval', 'proportion_ci', 'mean_ci',
            'clustered_mean_ci', 'bootstrap_ci', 'degenerate_ci', 'iqm', 'paired_difference', 'unpaired_difference',
-           'difference', 'sign_flip_test', 'mcnemar', 'mann_whitney', 'superiority_ci', 'adjust_p', 'simple_regret',
-           'regret_auc', 'compare_by_seed', 'performance_profile', 'plot_profile']
+           'difference', 'sign_flip_test', 'mcnemar', 'mann_whitney', 'superiority_ci', 'adjust_p', 'pass_at_k',
+           'pass_hat_k', 'sampled_mean_ci', 'standard_error_with', 'beta_binomial_fit', 'heterogeneity_test',
+           'predictive_interval', 'format_spread_ci', 'expected_range', 'plot_spread', 'rank_correlation',
+           'bradley_terry', 'elo', 'weng_lin', 'as_matches', 'circular_triads', 'held_out_log_loss', 'plot_ratings',
+           'brier_score', 'log_loss', 'expected_calibration_error', 'reliability_curve', 'plot_reliability',
+           'agreement', 'krippendorff_alpha', 'position_consistency', 'judge_corrected_rate', 'ppi_mean',
+           'compare_aggregates', 'optimality_gap', 'probability_of_improvement', 'score_profile', 'plot_score_profile',
+           'friedman_nemenyi', 'plot_ranks', 'sample_size_paired', 'sample_size_unpaired', 'minimum_detectable_effect',
+           'power_paired', 'variance_components', 'simple_regret', 'regret_auc', 'compare_by_seed',
+           'performance_profile', 'plot_profile']
 
-# %% ../../../nbs/stats/index.ipynb #bed33660
+# %% ../../../nbs/stats/index.ipynb #61a89238
 import importlib
 
 _WHERE = {
     "scores": "Score Comparison Report Provenance as_scores format_interval",
     "intervals": "proportion_ci mean_ci clustered_mean_ci bootstrap_ci degenerate_ci iqm",
     "comparisons": "paired_difference unpaired_difference difference sign_flip_test mcnemar mann_whitney superiority_ci adjust_p",
+    "rates": "pass_at_k pass_hat_k sampled_mean_ci standard_error_with beta_binomial_fit heterogeneity_test predictive_interval",
+    "spread": "format_spread_ci expected_range plot_spread",
+    "correlation": "rank_correlation",
+    "ratings": "bradley_terry elo weng_lin as_matches circular_triads held_out_log_loss plot_ratings",
+    "calibration": "brier_score log_loss expected_calibration_error reliability_curve plot_reliability",
+    "judges": "agreement krippendorff_alpha position_consistency judge_corrected_rate ppi_mean",
+    "aggregate": "compare_aggregates optimality_gap probability_of_improvement score_profile plot_score_profile friedman_nemenyi plot_ranks",
+    "power": "sample_size_paired sample_size_unpaired minimum_detectable_effect power_paired variance_components",
     "optimization": "simple_regret regret_auc compare_by_seed performance_profile plot_profile",
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 _all_ = ["Score", "Comparison", "Report", "Provenance", "as_scores", "format_interval", "proportion_ci", "mean_ci", "clustered_mean_ci",
          "bootstrap_ci", "degenerate_ci", "iqm", "paired_difference", "unpaired_difference", "difference", "sign_flip_test", "mcnemar",
-         "mann_whitney", "superiority_ci", "adjust_p", "simple_regret", "regret_auc", "compare_by_seed", "performance_profile", "plot_profile"]
+         "mann_whitney", "superiority_ci", "adjust_p", "pass_at_k", "pass_hat_k", "sampled_mean_ci", "standard_error_with",
+         "beta_binomial_fit", "heterogeneity_test", "predictive_interval", "format_spread_ci", "expected_range", "plot_spread",
+         "rank_correlation", "bradley_terry", "elo", "weng_lin", "as_matches", "circular_triads", "held_out_log_loss", "plot_ratings",
+         "brier_score", "log_loss", "expected_calibration_error", "reliability_curve", "plot_reliability", "agreement",
+         "krippendorff_alpha", "position_consistency", "judge_corrected_rate", "ppi_mean", "compare_aggregates", "optimality_gap",
+         "probability_of_improvement", "score_profile", "plot_score_profile", "friedman_nemenyi", "plot_ranks", "sample_size_paired",
+         "sample_size_unpaired", "minimum_detectable_effect", "power_paired", "variance_components", "simple_regret", "regret_auc",
+         "compare_by_seed", "performance_profile", "plot_profile"]
 
 def __getattr__(name: str):
     "Import what is asked for and remember it; a name that does not exist is answered with the closest one."

@@ -17,7 +17,7 @@ DONE, SOME_FAILED, BAD_USAGE, DATA_MISSING, FAULT, INTERRUPTED = 0, 1, 2, 3, 70,
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'BAD_USAGE', 'DATA_MISSING', 'FAULT', 'INTERRUPTED', 'app', 'data_app', 'split_values',
            'parse_seeds', 'parse_grid', 'list_', 'run', 'report', 'data_list', 'data_get', 'lab_command', 'lab',
-           'exit_code', 'main']
+           'serve_tiny', 'exit_code', 'main']
 
 # %% ../../../nbs/studies/cli.ipynb #3f368fe8
 def split_values(
@@ -84,6 +84,7 @@ Examples:
   designloop report runs/ppgvae            rewrite the page of a study
   designloop data list                     data files and where they are
   designloop lab                           JupyterLab on the tutorials
+  designloop serve-tiny                    a tiny language model over HTTP
 
 \b
 Exit codes: 0 done, 1 some run failed, 2 bad usage or parameter, 3 data missing, 70 a fault in designloop, 130 interrupted.""")
@@ -283,6 +284,25 @@ def lab(
     if remark: typer.echo(remark, err=True)
     if dry_run: typer.echo(" ".join(command)); return
     os.execve(command[0], command, env)
+
+# %% ../../../nbs/studies/cli.ipynb #082075aa
+@app.command("serve-tiny")
+def serve_tiny(
+    family: Annotated[str, typer.Option(metavar="NAME", help="Which tiny model: the family of texts it was trained on.")] = "chain",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port to listen on; 0: any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets the network in.")] = "127.0.0.1",
+) -> None:
+    """Serve a tiny language model over HTTP, in the OpenAI wire format.
+
+\b
+Examples:
+  designloop serve-tiny
+  designloop serve-tiny --family chain --port 0
+  DESIGNLOOP_LM=openai:tiny:chain@http://127.0.0.1:8000/v1 designloop run formatspread --smoke
+
+It answers until Ctrl-C."""
+    from designloop.lm.server import serve_tiny as serve
+    serve(family, port, host)
 
 # %% ../../../nbs/studies/cli.ipynb #29f8cd45
 def exit_code(
