@@ -24,7 +24,7 @@ from designloop.evaluators.formatspread import (
     string_rules_task,
     string_tokenizer,
 )
-from designloop.evaluators.prompt_formats import ENTRY, CASINGS, NUMBERINGS, SEPARATORS, FormatGrammar, PromptFormat, sample_formats, valid_formats
+from designloop.evaluators.prompt_formats import CASINGS, ENTRY, NUMBERINGS, SEPARATORS, FormatGrammar, PromptFormat, sample_formats, valid_formats
 from designloop.lm.protocol import FunctionLM, LMError
 from designloop.lm.wrappers import Cached, Metered
 
@@ -41,7 +41,7 @@ def test_every_listed_format_obeys_the_rules():
     assert len(every) == len(set(every)) and PLAIN.original in every
     for f in every:
         v = f.values
-        assert v["separator"] and v["space"] and ("\n" in v["space"] or "\n" not in v["separator"]) and ENTRY not in v["space"] + v["separator"]
+        assert v["separator"] and v["space"] and ("\n" in v["space"] or "\n" not in v["separator"]) and not any(ENTRY in x for x in v.values())
     brute = {(s, c, j) for s in PLAIN.slots["separator"] for c in CASINGS for j in PLAIN.slots["space"] if s and j and ("\n" in j or "\n" not in s)}
     assert {f.key for f in every} == brute
 
