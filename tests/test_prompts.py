@@ -10,11 +10,37 @@ from designloop.core.errors import DataMissing, OutcomeError, ParameterError, St
 from designloop.core.loop import optimize
 from designloop.lm.protocol import BudgetExceeded, FunctionLM
 from designloop.optimizers.prompt_exemplars import (
-    AllES, BootstrapFewShot, DiversityES, Interleaved, MutationES, NearestDemos, NearestES, NoES, RandomES, RandomSearchES, TwoStage, tfidf)
+    AllES,
+    BootstrapFewShot,
+    DiversityES,
+    Interleaved,
+    MutationES,
+    NearestDemos,
+    NearestES,
+    NoES,
+    RandomES,
+    RandomSearchES,
+    TwoStage,
+    tfidf,
+)
 from designloop.optimizers.prompt_instructions import (
-    APE, OPRO, EvoPrompt, LMProposer, NoIO, PromptAgent, Proposer, ProTeGi, RandomEdits, SlotProposer, TextEvolution, WordProposer, fresh, instruction_problem, quotes_item)
-from designloop.optimizers.prompts import (
-    Budget, Demo, Example, Prompt, PromptOptimizer, PromptRun, PromptTask, Template, ask_all, task_from_jsonl, test_prompt)
+    APE,
+    OPRO,
+    EvoPrompt,
+    LMProposer,
+    NoIO,
+    PromptAgent,
+    Proposer,
+    ProTeGi,
+    RandomEdits,
+    SlotProposer,
+    TextEvolution,
+    WordProposer,
+    fresh,
+    instruction_problem,
+    quotes_item,
+)
+from designloop.optimizers.prompts import Budget, Demo, Example, Prompt, PromptOptimizer, PromptRun, PromptTask, Template, ask_all, task_from_jsonl, test_prompt
 from designloop.tasks.prompt_tasks import RULES, SLOTS, answer_of, draw_hints, draw_records, fitting_words, rule_rows, rule_task, rule_tokenizer
 
 WORDS = [["add", "count", "guess"], ["digits", "birds", "roads"], ["carefully", "quickly", "twice"]]
@@ -49,8 +75,8 @@ class Counting(FunctionLM):
 
 # --- budgets ---------------------------------------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("method", [*IOS, *ESS, NoIO(), NoES(), TwoStage(APE(), MutationES(), 8), TwoStage(OPRO(), RandomSearchES(), 8, 5), Interleaved(ProTeGi(), RandomSearchES())],
-                         ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [*IOS, *ESS, NoIO(), NoES(), TwoStage(APE(), MutationES(), 8), TwoStage(OPRO(), RandomSearchES(), 8, 5),
+                                    Interleaved(ProTeGi(), RandomSearchES())], ids=lambda m: m.name)
 @pytest.mark.parametrize("budget", [13, 20])
 def test_no_search_asks_the_model_more_often_than_its_budget_allows(method, budget):
     lm = Counting()
@@ -211,14 +237,14 @@ def test_mutation_exchanges_one_exemplar_and_keeps_the_order():
 
 
 def test_random_search_beats_one_random_handful():
-    # paired over 12 seeds on true skill 1 - slip; validation noise only. A false alarm needs the mean of 12 maxima to fall below the mean of 12 single draws: < 1e-6.
+    # paired over 8 seeds; a false alarm needs the mean of 8 best-of-15 to fall below the mean of 8 single draws: < 1e-4
     def mixed(prompt, rng):       # follows the sign that most exemplars show
         votes = re.findall(r"by (\w)", prompt)
         a = prompt.rpartition("Q: ")[2]
         rule = max(sorted("wxyz"), key=lambda f: (votes.count(f), rng.random()))
         return f"by {rule}: {a[2 * 'wxyz'.index(rule) + 1]}"
     gains = []
-    for s in range(12):
+    for s in range(8):
         rng = np.random.default_rng(s)
         rows = [Example("".join(f + "ab"[b] for f, b in zip("wxyz", bits, strict=True)) + f"#{i}", "ab"[bits[1]]) for i, bits in enumerate(rng.integers(2, size=(140, 4)))]
         task = PromptTask("r", rows[:30], rows[30:], marker=": ")
@@ -276,7 +302,6 @@ def test_the_language_model_proposer_reads_tags_and_pays_apart():
         assert trace.spent["calls"] <= 12 * len(TASK.val) and trace.proposer["calls"] == len(seen) > 0 and trace.proposer["tokens"] > 0
         assert any("add digits" in e.prompt.instruction for e in trace.evaluations)
         assert not any(re.search(r"\{\w+\}", p) for p in seen)                      # every slot of a request was filled
-    assert any("Its reply" in p for p in [*seen, *[p for p in seen]]) or True
     assert LMProposer(FunctionLM(lambda p, r: "no\ntags")).paraphrase("x", 2, np.random.default_rng(0)) == []
 
 
@@ -295,7 +320,8 @@ def test_searches_see_wrong_replies_and_rising_scores():
 def test_slots_change_one_word_and_crossing_invents_none():
     rng, p = np.random.default_rng(0), SlotProposer(WORDS)
     for t in p.paraphrase("add birds twice", 30, rng): assert sum(a != b for a, b in zip(t.split(), "add birds twice".split(), strict=True)) == 1
-    for t in p.crossover("add birds twice", "count roads quickly", 30, rng): assert all(w in pair for w, pair in zip(t.split(), zip("add birds twice".split(), "count roads quickly".split(), strict=True), strict=True))
+    pairs = list(zip("add birds twice".split(), "count roads quickly".split(), strict=True))
+    for t in p.crossover("add birds twice", "count roads quickly", 30, rng): assert all(w in pair for w, pair in zip(t.split(), pairs, strict=True))
     assert all(w in "add birds twice one".split() for t in WordProposer(["add birds", "twice one"]).paraphrase("add birds", 30, rng) for w in t.split())
     told = SlotProposer(WORDS, reader=lambda demos: [["add"], [], []])
     assert all(t.startswith("add ") for t in told.propose_from_demos([Demo("a", "b")], 10, rng)) and not all(t.startswith("add ") for t in told.draw(20, rng))
@@ -315,8 +341,8 @@ def test_text_evolution_works_in_the_loop_of_all_optimizers():
 def test_the_winner_flatters_itself_on_validation_and_not_on_test():
     # 60 prompts of the same skill 0.5 on 20 items: the best of 24 exceeds 0.5 by about 2 standard errors; over 6 seeds a false alarm has probability < 1e-6
     coin = FunctionLM(lambda p, rng: f"> {sum(map(int, p.rpartition('Q: ')[2][:5].split(' + '))) + (rng.random() < 0.5)}", name="coin")
-    best, test = zip(*((t.best.value, t.test(TASK, coin, s).value) for s in range(6) for t in [RandomEdits().optimize(TASK, coin, SlotProposer(SLOTS), budget=24, seed=s)]), strict=True)
-    assert np.mean(best) > np.mean(test) + 0.05
+    traces = [RandomEdits().optimize(TASK, coin, SlotProposer(SLOTS), budget=24, seed=s) for s in range(6)]
+    assert np.mean([t.best.value for t in traces]) > np.mean([t.test(TASK, coin, t.seed).value for t in traces]) + 0.05
     score = test_prompt(TASK, coin, TASK.seed_prompt())
     assert score.n == 40 and score.item_ids == tuple(e.id for e in TASK.test)
 
