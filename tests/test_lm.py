@@ -84,6 +84,7 @@ def texts(replies): return [[c.text for c in row] for row in replies]
     (lambda lm: EndpointLM("", "http://127.0.0.1:1/v1"), "model=''"),
     (lambda lm: EndpointLM("m", "ftp://x"), "url='ftp://x'"),
     (lambda lm: EndpointLM("m", "http://me:pw@x/v1"), "key_env"),
+    (lambda lm: EndpointLM("m", "http://127.0.0.1:1/v1?key=k"), "holds a query"),
     (lambda lm: EndpointLM("m", "http://127.0.0.1:1/v1", api="talk"), "api='talk'"),
     (lambda lm: EndpointLM("m", "http://127.0.0.1:1/v1", timeout=0), "timeout=0"),
     (lambda lm: EndpointLM("m", "http://127.0.0.1:1/v1", concurrency=0), "concurrency=0"),
@@ -197,13 +198,13 @@ def test_kill_minus_nine_half_way_through_5000_calls_and_only_the_missing_ones_a
     assert int(done.stdout) == sum(int(c.text.split()[-1]) for row in truth for c in row)
 
 
-def test_5000_replies_are_read_from_disk_in_no_time(tmp_path):
-    prompts = [f"question {k}" for k in range(5000)]
+def test_1000_replies_are_read_from_disk_in_no_time(tmp_path):
+    prompts = [f"question {k}" for k in range(1000)]
     first = Cached(fake(), tmp_path).generate(prompts, seed=0)
     lm = Cached(fake(), tmp_path)
     begun = time.process_time()
     again = lm.generate(prompts, seed=0)
-    assert time.process_time() - begun < 2 and (lm.hits, lm.misses) == (5000, 0)
+    assert time.process_time() - begun < 1 and (lm.hits, lm.misses) == (1000, 0)
     assert texts(again) == texts(first) and all((a[0].token_logprobs == b[0].token_logprobs).all() for a, b in zip(again, first, strict=True))
 
 
@@ -286,7 +287,7 @@ def test_log_probabilities_are_kept_bit_by_bit_and_errors_not_at_all(tmp_path):
 # --- the meter -------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(budget=st.integers(0, 60), each=st.integers(1, 8), n=st.integers(1, 3))
+@given(budget=st.integers(0, 60), each=st.integers(1, 4), n=st.integers(1, 3))
 def test_a_budget_of_calls_is_exact_with_16_threads_on_a_real_server(budget, each, n):
     with serving() as server:
         lm = Metered(EndpointLM("words", server.url, concurrency=16), calls=budget)
@@ -649,7 +650,7 @@ def test_parsers_never_raise_and_always_count(text):
         assert parser.seen == 1 and (value is not None or parser.unread == 1 or isinstance(parser, JSONParser))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), JSONS, min_size=1, max_size=3), st.integers(1, 99))
 def test_json_is_read_whole_or_not_at_all(value, share):
     text = json.dumps(value, ensure_ascii=False)
@@ -720,6 +721,22 @@ def test_weights_in_a_folder(folder, tmp_path):
         assert texts(EndpointLM("small", server.url).generate([prompts[2]], seed=2, max_tokens=6)) == texts(lm.generate([prompts[2]], seed=2, max_tokens=6))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DesignLoopError, match="cannot be loaded"): open_lm(f"hf:{tmp_path}")
+
+
+def test_a_token_across_the_seam_belongs_to_the_continuation():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    from designloop.lm.local import TransformersLM
+    table = {w: i for i, w in enumerate(["<unk>", "the", " c", " cat", "!", " sat"])}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[a-z]+|!"), "isolated")
+    lm = object.__new__(TransformersLM)
+    lm.name, lm.chat, lm.tokenizer = "words", False, transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert lm._pair("the c", "at") == ([1, 3], 1)                 # " cat" is one token; reading nothing would make "at" certain
+    assert lm._pair("the", " cat!") == ([1, 3, 4], 1) and lm._pair("the ", "cat sat") == ([1, 3, 5], 1)
+    lm.tokenizer.add_special_tokens({"bos_token": "<s>"})
+    assert lm._pair("", "the") == ([6, 1], 1)
 
 
 def test_sampling_is_told_to_a_server_as_seeds_below_two_to_the_31():

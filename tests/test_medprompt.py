@@ -25,10 +25,10 @@ from designloop.optimizers.medprompt import (
 FOUR = MCQ("Which?", ("w", "x", "y", "z"), 0, "four")
 
 
-def quiz(n, start=0, families=("tin", "oak", "silk")):
+def quiz(n, start=0, families=("shiny tin metal", "solid oak timber", "woven silk fabric")):
     "Questions of families; the right option is the one with a plus."
     places = np.random.default_rng(start).integers(4, size=n)
-    return [MCQ(f"What of {families[i % len(families)]} number {start + i}?", tuple("-+"[j == p] + f"{start + i}{c}" for j, c in enumerate("wxyz")), int(p), f"{start + i}")
+    return [MCQ(f"What of {families[i % len(families)]} number {start + i}?", tuple("-+"[int(j == p)] + f"{start + i}{c}" for j, c in enumerate("wxyz")), int(p), f"{start + i}")
             for i, p in enumerate(places)]
 
 
@@ -135,8 +135,8 @@ def test_only_right_reasoning_is_kept_and_the_nearest_question_stands_last():
     med = Medprompt(lm, k=4, n_ensemble=1, shuffle=False).fit(train)
     seen.clear()
     med.predict(quiz(3, start=200))
-    for prompt, family in zip(seen, ("tin", "oak", "silk"), strict=True):
-        shown = re.findall(r"What of (\w+) number", prompt)
+    for prompt, family in zip(seen, ("shiny tin metal", "solid oak timber", "woven silk fabric"), strict=True):
+        shown = re.findall(r"What of (.+?) number", prompt)
         assert len(shown) == 5 and shown[-1] == shown[-2] == family          # the question, and next to it one of its family
         assert prompt.count("Answer: ") == 4                                 # no answer but those of the exemplars
 
@@ -163,7 +163,7 @@ def test_test_questions_cannot_be_exemplars():
 
 def test_bad_input_is_refused_in_a_sentence():
     q = quiz(6)
-    with pytest.raises(ParameterError, match="holds 'a' twice"): MCQ("?", ("a", "A "))
+    with pytest.raises(ParameterError, match="hold 'a' twice"): MCQ("?", ("a", "A "))
     with pytest.raises(ParameterError, match="needs 2 to 26"): MCQ("?", ("a",))
     with pytest.raises(ParameterError, match="answer of 'q'=2 is not allowed"): MCQ("?", ("a", "b"), 2, "q")
     dumb = FunctionLM(lambda p, r: "?", name="dumb")

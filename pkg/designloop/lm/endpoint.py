@@ -41,6 +41,9 @@ def _check_url(url: str) -> str:
     if not host or parts.scheme not in ("http", "https"): raise ParameterError(f"url={str(url)[:80]!r} is not the address of a server; write http://HOST:PORT/v1 or https://HOST/v1.")
     if parts.username or parts.password:
         raise ParameterError("url holds a user name or a password, which would end up in records; put the key into an environment variable and name it with key_env=….")
+    if parts.query or parts.fragment:
+        raise ParameterError("url holds a query (what follows ? or #), which would end up in records and does not survive the path of a request; leave it out, "
+                             "and put further fields of a request into extra=….")
     return str(url).strip().rstrip("/")
 
 # %% auto #0

@@ -151,12 +151,16 @@ TransformersLM._decode, TransformersLM._batch, TransformersLM._first, Transforme
 
 # %% ../../../nbs/lm/local.ipynb #a53364f6
 def _pair(self: TransformersLM, prompt: Prompt, text: str) -> tuple[list[int], int]:
-    "Token ids of prompt and continuation, and where the continuation begins."
+    "Token ids of prompt and continuation, and where the continuation begins. Raises `LMError` if the continuation has no token."
     words, special = self._words(prompt)
     blank = len(words) - len(words.rstrip()) if isinstance(prompt, str) else 0          # a space belongs to the word that follows it
     if 0 < blank < len(words): words, text = words[:-blank], words[-blank:] + text
-    both = self.tokenizer(words + text, add_special_tokens=special)["input_ids"]
-    begin = len(self.tokenizer(words, add_special_tokens=special)["input_ids"]) if words else len(both) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    fast = bool(getattr(self.tokenizer, "is_fast", False))
+    encoded = self.tokenizer(words + text, add_special_tokens=special, **({"return_offsets_mapping": True} if fast else {}))
+    both = encoded["input_ids"]
+    if fast: begin = next((k for k, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(words)), len(both))
+    else: begin = len(self.tokenizer(words, add_special_tokens=special)["input_ids"]) if words else len(both) - len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if begin >= len(both): raise LMError(f"the continuation {text[:40]!r} has no token of its own for {self.name}, so nothing of it can be read.", final=True)
     if begin == 0: both, begin = [self._first(), *both], 1
     return both, begin
 

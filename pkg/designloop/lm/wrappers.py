@@ -75,6 +75,9 @@ class ReplyStore:
         self._read: dict[str, int] = {}
         self._own, self._file, self._pid, self._looked, self._lock = "", -1, 0, 0.0, threading.RLock()
 
+    def __del__(self):
+        if getattr(self, "_file", -1) >= 0 and self._pid == os.getpid(): os.close(self._file)
+
     def __getstate__(self) -> dict: return {"folder": self.folder}
     def __setstate__(self, state: dict) -> None: self.folder = state["folder"]; self._start()
     def __len__(self) -> int: self.refresh(); return len(self._lines)
