@@ -28,7 +28,7 @@ FOUR = MCQ("Which?", ("w", "x", "y", "z"), 0, "four")
 def quiz(n, start=0, families=("shiny tin metal", "solid oak timber", "woven silk fabric")):
     "Questions of families; the right option is the one with a plus."
     places = np.random.default_rng(start).integers(4, size=n)
-    return [MCQ(f"What of {families[i % len(families)]} number {start + i}?", tuple("-+"[int(j == p)] + f"{start + i}{c}" for j, c in enumerate("wxyz")), int(p), f"{start + i}")
+    return [MCQ(f"What of {families[i % len(families)]} number {start + i}?", tuple("-+"[int(j == p)] + c for j, c in enumerate("wxyz")), int(p), f"{start + i}")
             for i, p in enumerate(places)]
 
 
@@ -178,8 +178,8 @@ def test_bad_input_is_refused_in_a_sentence():
     with pytest.raises(ParameterError, match="exemplars='closest' is not known"): Medprompt(knowing(1.0), exemplars="closest")
     with pytest.raises(ParameterError, match="option='ensemble' is not known.*'n_ensemble'"): Medprompt(knowing(1.0), ensemble=3)
     with pytest.raises(ParameterError, match="needs the slots"): MCQLayout(question="{question}")
-    narrow = Medprompt(knowing(1.0), context=700).fit(quiz(20))
-    with pytest.raises(ParameterError, match=r"context=700 fit; (\d) of its 5 exemplars do. Use k=\1"): narrow.predict(quiz(1, start=99))
+    narrow = Medprompt(knowing(1.0), context=500).fit(quiz(20))
+    with pytest.raises(ParameterError, match=r"context=500 fit; (\d) of its 5 exemplars do. Use k=\1"): narrow.predict(quiz(1, start=99))
     with pytest.raises(ParameterError, match="leaves nothing to weigh"): MedpromptPlus(knowing(1.0), cot=False)
 
 

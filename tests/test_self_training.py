@@ -61,7 +61,7 @@ def test_balance_score_by_hand_and_its_bounds():
 @pytest.mark.parametrize("target", [None, 5, 40, 10_000])
 def test_the_table_of_thresholds_equals_selecting_by_hand(seed, target):
     pool = random_pool(seed)
-    table = balance_table(pool, [-0.5, 0.2, 0.5, 1.0], n_star=3, target=target, references=False)
+    table = balance_table(pool, [-0.5, 0.2, 0.5, 1.0], n_star=3, target=target)
     for _, row in table.iterrows():
         chosen = selected(pool, row.threshold, target)
         by_question = {p: [a for q, a in chosen if q == p] for p in pool.prompts}
@@ -70,6 +70,14 @@ def test_the_table_of_thresholds_equals_selecting_by_hand(seed, target):
         assert all(float(a) / 5 > row.threshold for _, a in chosen)                      # strictly above
         if target is not None and len(chosen) < target:                                  # then nothing above the threshold was left out
             assert all(len(own) == len({a for a in row_ if float(a) / 5 > row.threshold}) for own, row_ in zip(by_question.values(), pool.answers, strict=True))
+
+
+def test_a_reference_that_was_sampled_is_not_counted_twice():
+    pool = random_pool(2, q=6, k=3)
+    refs = {p: row[0] if i % 2 else "new" for i, (p, row) in enumerate(zip(pool.prompts, pool.answers, strict=True))}
+    for tau in (-1.0, 0.3, 0.9):
+        chosen = selected(pool, tau, references=refs)
+        assert int(balance_table(pool, [tau], references=refs).selected[0]) == len(chosen) == len(set(chosen))
 
 
 def test_references_enter_with_reward_one_and_strict_inequality():

@@ -21,6 +21,7 @@ _WHERE = {
     "core.laboratory": "Laboratory",
     "core.data": "DataFile locate known_files",
     "stats": "Score Comparison Report",
+    "lm.protocol": "LM FunctionLM",
     "studies.study": "Study",
     "studies.report": "write_report",
 }

@@ -58,8 +58,43 @@ SYSTEMS: dict[str, dict[str, str]] = {
         "role": "optimizer, task",
         "paper": "Paolo et al. 2024",
     },
+    "formatspread": {
+        "title": "Sensitivity to spurious features in prompt design",
+        "role": "evaluator",
+        "paper": "Sclar et al. 2024",
+    },
+    "aiw": {
+        "title": "Alice in Wonderland: variations of one simple problem",
+        "role": "evaluator, task",
+        "paper": "Nezhurina et al. 2024",
+    },
+    "bose": {
+        "title": "Stable and consistent evaluation of base models",
+        "role": "evaluator, task",
+        "paper": "Luan et al. 2025",
+    },
+    "prompt-optimization": {
+        "title": "Teach better or show smarter? Instructions and exemplars",
+        "role": "optimizer",
+        "paper": "Wan et al. 2024",
+    },
+    "medprompt": {
+        "title": "Medprompt: generalist models by prompting alone",
+        "role": "optimizer",
+        "paper": "Nori et al. 2023",
+    },
+    "simplerl-zoo": {
+        "title": "SimpleRL-Zoo: zero reinforcement learning for base models",
+        "role": "optimizer",
+        "paper": "Zeng et al. 2025",
+    },
+    "b-star": {
+        "title": "B-STaR: balancing exploration and exploitation in self-taught reasoners",
+        "role": "optimizer",
+        "paper": "Zeng et al. 2024",
+    },
 }
-ROOMS = ("core", "stats", "models", "tasks", "optimizers", "agents", "evaluators", "studies")    # teaching order of the library pages
+ROOMS = ("core", "stats", "lm", "models", "tasks", "optimizers", "agents", "evaluators", "studies")    # teaching order of the library pages
 
 # %% ../../nbs/catalogue.ipynb #e85deb56
 def notebooks_folder() -> Path | None:   # the folder nbs/, or None when only the package is installed
