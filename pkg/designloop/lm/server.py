@@ -324,4 +324,5 @@ def serve_tiny(
         address = f"http://{host if host not in ('0.0.0.0', '::') else '127.0.0.1'}:{sock.getsockname()[1]}/v1"
         print(f"{name} answers at {address}; Ctrl-C ends it.\nexport DESIGNLOOP_LM=openai:{name}@{address}", flush=True)
         try: uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=1)).run(sockets=[sock])
-        except KeyboardInterrupt: print("ended.")
+        except KeyboardInterrupt: pass            # uvicorn passes Ctrl-C on after it has closed down, or not, depending on when it came
+        print("ended.")
