@@ -547,9 +547,3 @@ class ProcessStack:
         def unit(name: str) -> Tensor: return torch.tensor([getattr(p, name) for p in self.processes], dtype=torch.float64).reshape(-1, *[1] * (X.ndim - 1))
         mean, variance = (v.reshape(len(self.processes), -1, *v.shape[1:]) for v in self._one.posteriors(X))
         return unit("centre") + unit("scale") * mean.mean(1), unit("scale")**2 * (variance.mean(1) + mean.var(1, correction=0))
-
-# %% ../../../nbs/models/surrogates.ipynb #3d967c69
-def __getattr__(name: str) -> Any:
-    if name != "GradientGP": raise AttributeError(name)
-    from designloop.models.gradient_gp import GradientGP      # its former home
-    return GradientGP
