@@ -350,6 +350,103 @@ register(
     DataFile("aiw", "response_counts.csv", **_AIW, sha256="992af1fad04eb1b32ea22ed5adb8efbe55fbe2a7a69bd0e731212fb0e8026118",
              hint="360 rows: source_set, model, prompt_id, right_answer, n_trials, n_correct."))
 
+# %% ../../../nbs/core/data.ipynb #5ccc87a5
+def _register_all(
+    origin: str,
+    licence: str,
+    cite: str,
+    **files: tuple[str, str],      # "slug/name" -> hash, and what is inside
+) -> None:
+    "Register the files of one origin."
+    register(*(DataFile(*key.split("/"), origin, licence, sha256=sha, cite=cite, hint=hint) for key, (sha, hint) in files.items()))
+
+_register_all("Cao et al. 2024, repository java-bench/JavaBench: pass and fail counts of its published logs, re-tabulated",
+              "none stated; numbers only, no code", "Cao et al. 2024, JavaBench, ASE 2024", **{
+    "javabench/sample_outcomes.csv.gz": ("9a6f3549c90ca72687fc7afc47dd059b2f2a6a7bad733efc85c33c4873f308fc",
+        "30,931 rows: strategy, context, model, project, granularity, unit, sample, completed, compiled, tests_passed, tests_total.")})
+_register_all("Chia et al. 2023, repository declare-lab/instruct-eval, its leaderboards as tables", "MIT", "Chia et al. 2023, arXiv:2306.04757", **{
+    "instructeval/problem_solving.csv": ("c5d1beb0b7181a344b084b596648dc5fd462bb10f3a79b7265c7508d5c662a89",
+        "61 models: MMLU, BBH, DROP, CRASS, HumanEval and their average."),
+    "instructeval/writing.csv": ("8a0c3b76ecb225bf9c96f2c8204afa3dee48b96843403d610d796fa329d4c5ca",
+        "Five models, relevance and coherence from 1 to 5; the row of Dolly V2 repeats that of Stable Vicuna in most columns."),
+    "instructeval/alignment.csv": ("1ddf831121e72fd81fd3036ce49cbceb5b0b4f138f9b13dcf2b67056aac6e6c4",
+        "28 models: harmless, helpful, honest, other and their average.")})
+_register_all("Chollet 2019, ARC-AGI-1 training tasks with small grids, as selected in ShengranHu/ADAS",
+              "Apache-2.0", "Chollet 2019, arXiv:1911.01547; Hu, Lu & Clune 2024, arXiv:2408.08435", **{
+    "adas/arc_small.jsonl": ("18b9a6db306c8a20ee4ef2f151020e12625f93121c8990c3531f72fe61f30472",
+        "80 tasks, one a line: task_id, train, test, same_shape; grids are lists of rows of 0 to 9.")})
+_register_all("Austin et al. 2021, MBPP, in the form of princeton-nlp/intercode; 946 of 974 problems",
+              "CC BY 4.0", "Austin et al. 2021, arXiv:2108.07732", **{
+    "ai-control/mbpp_subset.jsonl": ("67e2aeb5ec4bd299a634a8466640236ff3803d8785e527834d5205a163d4e5f5",
+        "One problem a line: task_id, prompt, entry_point, reference, tests. Run its code in the sandbox only.")})
+_register_all("Repository ZhangLab-DeepNeuroCogLab/Learning2Learn 2023, its result files as JSON",
+              "MIT", "Singh et al. 2023, ICCV, arXiv:2211.15470", **{
+    "curriculum-designer/curriculum_outcomes.json": ("0f3d66d38bb542516937969d2e9bb26dfb66a51388c6a8dbd4c30787fba525af",
+        "Data set -> strategy -> run -> order of classes -> accuracies after each task."),
+    "curriculum-designer/class_distances.json": ("32a29f75c5ed67f3084825c7b06d50ed0248ced399a2514cc7fabc8b01549837",
+        "Data set -> metric -> classes and row-normalised distances.")})
+_register_all("García-Ortegón et al. 2022, receptors as shipped in dockstring 0.3.4",
+              "Apache-2.0", "García-Ortegón et al. 2022, J. Chem. Inf. Model.", **{
+    "decompopt/CDK2.pdbqt.gz": ("d3f5409df437a6f9dd41e99317342f095367aea54f32e5643f648ea14c781495", "Rigid receptor for AutoDock Vina, gzipped."),
+    "decompopt/ESR2.pdbqt.gz": ("258649ba7d7124d5e1ca66fe605187f2668c9e4f22f16b0e980a45c05fe4df21", "Rigid receptor for AutoDock Vina, gzipped."),
+    "decompopt/F2.pdbqt.gz": ("3c8ca5d56c74cd9a5bf3f8a3612bad4a4d66bab2cb94e546ce9b91ecbf656e98", "Rigid receptor for AutoDock Vina, gzipped."),
+    "decompopt/HSP90AA1.pdbqt.gz": ("eeb7391b1b9ba67be818ec9431a224cc9228916d86c5267b50b66d9ed1560d97", "Rigid receptor for AutoDock Vina, gzipped."),
+    "decompopt/boxes.csv": ("bdc3df9e750b160015fccad6f50c75a579cbe8fd1c62819f1ffc6b4dbecaab43",
+        "Centre and size of the search box of each receptor, in angstrom.")})
+
+# %% ../../../nbs/core/data.ipynb #8c6340a4
+_register_all("Yang et al. 2023, repository princeton-nlp/intercode: recorded episodes and file systems",
+              "MIT", "Yang et al. 2023, arXiv:2306.14898", **{
+    "intercode/filesystems.json": ("33d2e45cc6ea3b2060ec2e6a25c52f2d3e6ab2f92b0c5e4a77b010e5f8031d28",
+        "fs1 to fs4 -> entries with path, type, mode and contents."),
+    "intercode/recorded_actions.jsonl.gz": ("3c59ab5d7520e1544cf8ae962e75b46285a6674bbb8bb4a0081d5c7bdc33acc0",
+        "One episode a line: env, model, strategy, max_turns, task, actions, rewards, valid."),
+    "intercode/recorded_rewards.csv.gz": ("d8a8289b981deacd0f830c3f77ae9d7de24a2728906c14425189f77b350c7256",
+        "One run and task a row: hardness, n_turns, first_reward, max_reward, n_valid.")})
+_register_all("Yu et al. 2018, Spider 1.0 dev, as adapted in princeton-nlp/intercode", "CC BY-SA 4.0", "Yu et al. 2018, arXiv:1809.08887", **{
+    "intercode/spider_dev.jsonl": ("b8f88086255afb71f211e4674d373bc45574d782a8bda03a14bee3b4b44fc403", "1,034 tasks: id, db, query, gold, hardness."),
+    "intercode/spider_dbs.json": ("3760513ab8259e2738d1de1a975770fa3bccefa8dfaf9b03336a09f6fc3918c2", "20 databases as columns, keys and rows.")})
+_register_all("Lin et al. 2018, NL2Bash, 200 pairs rewritten in princeton-nlp/intercode",
+              "GPL-3.0: data only, never part of the source", "Lin et al. 2018, arXiv:1802.08979", **{
+    "intercode/nl2bash.jsonl": ("a3eafa2cf9a268830380b2d5930e70357525b65061f87eecdfa988f6c3eb72f5", "200 tasks: id, fs, query, gold.")})
+_register_all("ECOG trial E1684, as the data set e1684 of the CRAN package smcure 2.1", "GPL-2", "Kirkwood et al. 1996, J. Clin. Oncol. 14:7", **{
+    "parametric-survival/e1684.csv": ("c383146279188f447e988150e58afe4cd3b49817d3105f6e57b0eb54fc42c6bd",
+        "285 patients: id, treatment, time in years, event, age_centered, female; one of them without age and sex.")})
+_register_all("Si, Yang & Hashimoto 2024, repository NoviScl/AI-Researcher, scores of its reviews without their texts",
+              "MIT", "Si et al. 2024, arXiv:2409.04109", **{
+    "research-ideation/ideation_reviews.csv": ("cebc26c405b1ee5ef30d840d4fdaa61820bf667526b70cdf6281eb3c6344a1f8",
+        "337 rows: review_id, idea_id, condition, topic, five scores from 1 to 10, confidence, familiarity, experience, minutes.")})
+_register_all("Kim et al. 2024, repository kimsh0507/RewardMATH_official, scores re-tabulated; problems from MATH (Hendrycks et al. 2021)",
+              "MIT", "Kim et al. 2024, arXiv:2410.01729", **{
+    "rewardmath/problems.csv": ("d904af4965fa372962b5862ccaba62bcc9f5da46e21eec447e1bdada9e9d6258", "483 problems: problem_id, problem."),
+    "rewardmath/rewardmath_scalar.csv": ("6fc4ef9e0a4f96c3cc15b2784506162f20907750c34adb9b325047f10b201d09",
+        "4,830 rows: problem_id, solution_id, is_correct, solution_source, one column a reward model."),
+    "rewardmath/rewardmath_pairwise.csv": ("2bb42cd27d4e2a9c57926a05a2f2272ad034382ef170dc13f65871e19c49a75c",
+        "One row a judge, problem and wrong solution: judge_prefers_correct."),
+    "rewardmath/rewardmath_prm_steps.jsonl": ("5f7259ce5241e2383d8b506c047942f0e684a5b8a7fcc5cd6d4b63509521051f",
+        "One solution a line: model, problem_id, solution_id, score of each step."),
+    "rewardmath/rewardbench_math_scalar.csv": ("83b331c28e713eee0f2cef10abb73623d84eb55fb2456e12b01b8b0c0f54af4a",
+        "447 pairs: number of steps and the scores of nine reward models for both."),
+    "rewardmath/rewardbench_math_prm_steps.jsonl": ("c1c8246416580f17ed9acff5152c72417d5447ef726f79f9297515b7afddb156",
+        "One pair a line: model, pair_id, step scores of both.")})
+_register_all("Ramakrishnan et al. 2014, QM9, as listed in aspuru-guzik-group/selfies", "Apache-2.0", "Ramakrishnan et al. 2014, Sci. Data", **{
+    "selfies/qm9_smiles.txt.gz": ("4d61809a98cc48013d605ee6cb83d860f89012990d5caec5f2cc3ae18ac9508f", "132,040 SMILES, one a line.")})
+_register_all("Delaney 2004, ESOL, MoleculeNet's copy in the tests of aspuru-guzik-group/selfies",
+              "Apache-2.0", "Delaney 2004, J. Chem. Inf. Comput. Sci.", **{
+    "selfies/esol.csv.gz": ("65da962cc4ee8dd342d35a1b527cf2f08a5685fac43c35cd72cd08aa80db6fce", "1,128 rows: smiles, measured_logS_mol_per_L.")})
+_register_all("Picard, Schiffmann & Ahmed, repository cyrilpic/radcomp, and outputs of its reference model",
+              "MIT", "Picard, Schiffmann & Ahmed, radcomp", **{
+    "synthetic-design-data/known_compressors.json": ("7811de409bf9b25a67af77829e2b13a6ac93961bc699425f15485baf8e2d6b07",
+        "14 published machines: geometry and conditions."),
+    "synthetic-design-data/reference_points.csv": ("f2c702d982b222a959bef4c5bd70592be99143f8e221e51b35bff997d8868fde",
+        "Eight machines on a grid of flow and speed: valid, eta_tt, pr, flow, head, power."),
+    "synthetic-design-data/sobol_air.csv": ("5eea447b7d64aa0c5ef1b2c45f9ea24aa8abf33e1390010f5c2204c8bb4c1199",
+        "Scrambled-Sobol geometries in air, two operating points each, the same outputs.")})
+_register_all("Polykovskiy et al. 2020, MOSES, a random sample of the sets shipped in molsets 0.3.1",
+              "MIT", "Polykovskiy et al. 2020, Front. Pharmacol.", **{
+    "targeted-molecule-generation/moses_subset.csv.gz": ("c9ddebd7e25d86f4577a6e18b8464fc1830effb76dd7cb2d1808500fb398b28c",
+        "Columns smiles and split (train 60,000; test 6,000; test_scaffolds 3,000).")})
+
 # %% ../../../nbs/core/data.ipynb #84a145ad
 def _select(patterns: Iterable[str]) -> list[DataFile]:
     "Registered files by slug, key or shell pattern. Raises `ParameterError` for a pattern that fits nothing."
