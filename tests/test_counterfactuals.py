@@ -11,7 +11,8 @@ from designloop.core.data import known_file, locate
 from designloop.core.diversity import Gower, mean_pairwise
 from designloop.core.errors import DataMissing, DesignError, OutcomeError, ParameterError, StateError
 from designloop.core.spaces import Box, Choice, Integer, Mixed, Real
-from designloop.optimizers.counterfactual_views import TradeOffExplorer, minilm_embedder, resemble, suggestion_table
+from designloop.lm.retrieval import minilm_embedder
+from designloop.optimizers.counterfactual_views import TradeOffExplorer, resemble, suggestion_table
 from designloop.optimizers.counterfactuals import ClassTarget, DesignQuery, Minimize, MultiObjectiveCounterfactuals, RangeTarget, dtai, violations
 from designloop.tasks.counterfactual_cases import (
     DRAWING_WORDS,

