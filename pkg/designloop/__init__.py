@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 __all__ = []
 
 # %% ../../nbs/api.ipynb #fe0aee78
-import importlib
+from .core.lazy import lazy_names
 
 __doc__ = "Close the loop of design and discovery in notebooks: optimizers, agents, evaluators and batch studies."
 _WHERE = {
@@ -17,6 +17,7 @@ _WHERE = {
     "core.problems": "Problem Objective Constraint Outcomes",
     "core.trials": "Trials",
     "core.loop": "Optimizer optimize",
+    "core.episodes": "Agent Decision Episode rollout rollouts",
     "core.records": "record claim read_records",
     "core.laboratory": "Laboratory",
     "core.data": "DataFile locate known_files",
@@ -25,25 +26,5 @@ _WHERE = {
     "studies.study": "Study",
     "studies.report": "write_report",
 }
-_NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 
-def _rooms() -> list[str]:
-    "The packages and modules inside this one."
-    import pkgutil
-    return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-
-def __getattr__(name: str):
-    "Import what is asked for, remember it, and name the closest name when there is none."
-    if name in _NAMES:
-        found = getattr(importlib.import_module(f"designloop.{_NAMES[name]}"), name)
-        globals()[name] = found
-        return found
-    if not name.startswith("_"):
-        if name in _rooms(): return importlib.import_module(f"designloop.{name}")
-        from designloop.core.errors import closest
-        near = closest(name, __dir__())
-        hint = f"did you mean {near!r}?" if near else "dir(designloop) lists what there is"
-        raise AttributeError(f"designloop has no {name!r}; {hint}")
-    raise AttributeError(f"module 'designloop' has no attribute {name!r}")
-
-def __dir__() -> list[str]: return sorted({*_NAMES, *_rooms(), "__version__"})
+__getattr__, __dir__ = lazy_names("designloop", _WHERE)

@@ -5,11 +5,13 @@
 # %% ../../../nbs/core/records.ipynb #0b4b6b4c
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ CLAIM_MIME = "application/vnd.designloop.claim+json"
 _RESERVED = ("kind", "run_id", "name", "value", "low", "high", "n", "unit")     # columns of a study's results
 
 # %% auto #0
-__all__ = ['RECORD_MIME', 'CLAIM_MIME', 'read_records', 'record', 'claim', 'notebook_records']
+__all__ = ['RECORD_MIME', 'CLAIM_MIME', 'plain', 'append_json', 'read_json_lines', 'read_records', 'record', 'claim',
+           'notebook_records']
 
 # %% ../../../nbs/core/records.ipynb #53427fd9
 def _scalar(
@@ -86,31 +89,54 @@ def _entry(name: str, value: Any, unit: str, tags: dict) -> dict:
     return {**entry, "note": "; ".join(notes)} if notes else entry
 
 # %% ../../../nbs/core/records.ipynb #7029d4f1
-def _append(path: str, entry: dict) -> None:
-    "Add one JSON line to a file. Raises `OSError` if the disk does not take it all."
-    line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def plain(
+    value: Any,      # anything
+) -> Any:            # what JSON can hold; what it cannot is given as text
+    "A value as it goes into a transcript."
+    if value is None or isinstance(value, (bool, str)): return value
+    if isinstance(value, (int, float)): return value if value == value and abs(value) != float("inf") else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type): return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping): return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)): return [plain(v) for v in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"): return plain(value.tolist())
+    return str(value)
+
+def append_json(
+    path: str | Path,      # a .jsonl file; made, with its folder, if it is not there
+    entry: dict,           # what JSON can hold
+) -> None:
+    "Add one line to a file of JSON lines, in one piece. Raises `OSError` if the disk does not take it all, `ValueError` or `TypeError` for what JSON cannot hold."
+    try: line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError: line = (json.dumps(entry, allow_nan=False) + "\n").encode()        # half a surrogate pair, as a garbled reply may hold
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.lseek(handle, 0, os.SEEK_END)
         if size and os.pread(handle, 1, size - 1) != b"\n": line = b"\n" + line
         written = os.write(handle, line)
-        if written != len(line): raise OSError(f"only {written} of {len(line)} bytes of a record fit into {path}; is the disk full?")
+        if written != len(line): raise OSError(f"only {written} of {len(line)} bytes of a line fit into {path}; is the disk full?")
     finally: os.close(handle)
 
-def read_records(
-    path: str | Path,      # a records.jsonl
+def read_json_lines(
+    path: str | Path,      # a .jsonl file
+    key: str = "kind",     # what a whole entry has; others are left out
 ) -> list[dict]:           # one dict a line, in order
-    "Read a file of records; half a line is dropped (with a warning unless it is the last). Raises `DataMissing`."
-    try: lines = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError as e: raise DataMissing(f"no records at {path}; runs write them where DESIGNLOOP_RECORDS points.") from e
-    entries = []
+    "Read a file of JSON lines; half a line is dropped (with a warning unless it is the last). Raises `FileNotFoundError`."
+    lines, entries = Path(path).read_bytes().split(b"\n"), []
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: entry = json.loads(line)
         except ValueError: entry = None
-        if isinstance(entry, dict) and "kind" in entry: entries.append(entry)
+        if isinstance(entry, dict) and key in entry: entries.append(entry)
         elif number < len(lines): warnings.warn(f"{path}, line {number} is not a whole record and was left out.", stacklevel=2)
     return entries
+
+def read_records(
+    path: str | Path,      # a records.jsonl
+) -> list[dict]:           # one dict a line, in order
+    "Read a file of records. Raises `DataMissing`."
+    try: return read_json_lines(path)
+    except FileNotFoundError as e: raise DataMissing(f"no records at {path}; runs write them where DESIGNLOOP_RECORDS points.") from e
 
 # %% ../../../nbs/core/records.ipynb #4b7b6f00
 def _number(value: Any) -> str:
@@ -155,7 +181,7 @@ def record(
 ) -> None:
     "Report a figure: shown here, and appended to $DESIGNLOOP_RECORDS when that is set. Raises `ParameterError` if it cannot be written."
     entry = _entry(name, value, unit, tags)
-    if os.environ.get("DESIGNLOOP_RECORDS"): _append(os.environ["DESIGNLOOP_RECORDS"], entry)
+    if os.environ.get("DESIGNLOOP_RECORDS"): append_json(os.environ["DESIGNLOOP_RECORDS"], entry)
     title = f"<b>{escape(name)}</b>"
     if entry["kind"] == "table":
         small = "; ".join([f"{k}={v}" for k, v in entry["tags"].items()] + ([entry["note"]] if "note" in entry else []))
@@ -181,7 +207,7 @@ def claim(
     if holds not in (True, False, None) or isinstance(holds, (int, float)) and not isinstance(holds, bool):
         raise ParameterError(f"holds={holds!r} is not a verdict; allowed: True, False, or None when the data do not decide.")
     entry = {"kind": "claim", "text": text, "holds": holds, "evidence": str(evidence)}
-    if os.environ.get("DESIGNLOOP_RECORDS"): _append(os.environ["DESIGNLOOP_RECORDS"], entry)
+    if os.environ.get("DESIGNLOOP_RECORDS"): append_json(os.environ["DESIGNLOOP_RECORDS"], entry)
     mark, verdict, color = _VERDICTS[holds]
     html = (f"<div style='border-left:4px solid {color};padding:2px 10px;margin:4px 0'><b style='color:{color}'>{mark} {verdict}</b>&ensp;"
             f"{escape(text)}<br><small style='opacity:.8'>{escape(str(evidence))}</small></div>")

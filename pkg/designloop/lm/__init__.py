@@ -5,35 +5,22 @@
 # %% auto #0
 __all__ = ['LM', 'Completion', 'FunctionLM', 'LMError', 'BudgetExceeded', 'Sampling', 'Job', 'open_lm', 'chat_text', 'Cached',
            'Metered', 'Retried', 'Transcript', 'Parser', 'NumberParser', 'ChoiceParser', 'TagParser', 'JSONParser',
-           'EndpointLM', 'TransformersLM', 'Server', 'Faults', 'make_app']
+           'Argument', 'ActionSchema', 'ActionSpace', 'Action', 'Dialogue', 'EndpointLM', 'TransformersLM', 'Server',
+           'Faults', 'make_app']
 
 # %% ../../../nbs/lm/index.ipynb #fd56af4d
-import importlib
+from ..core.lazy import lazy_names
 
 _WHERE = {
     "protocol": "LM Completion FunctionLM LMError BudgetExceeded Sampling Job open_lm chat_text",
     "wrappers": "Cached Metered Retried Transcript",
     "parsers": "Parser NumberParser ChoiceParser TagParser JSONParser",
+    "actions": "Argument ActionSchema ActionSpace Action Dialogue",
     "endpoint": "EndpointLM",
     "local": "TransformersLM",
     "server": "Server Faults make_app",
 }
-_NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 _all_ = ["LM", "Completion", "FunctionLM", "LMError", "BudgetExceeded", "Sampling", "Job", "open_lm", "chat_text", "Cached", "Metered", "Retried", "Transcript",
-         "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "EndpointLM", "TransformersLM", "Server", "Faults", "make_app"]
+         "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "Argument", "ActionSchema", "ActionSpace", "Action", "Dialogue", "EndpointLM", "TransformersLM", "Server", "Faults", "make_app"]
 
-def __getattr__(name: str):
-    "Import what is asked for and remember it; a name that does not exist is answered with the closest one."
-    if name in _NAMES:
-        found = getattr(importlib.import_module(f"designloop.lm.{_NAMES[name]}"), name)
-        globals()[name] = found
-        return found
-    if name in _WHERE: return importlib.import_module(f"designloop.lm.{name}")
-    if not name.startswith("_"):
-        from designloop.core.errors import closest
-        near = closest(name, _NAMES)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(_NAMES)}"
-        raise AttributeError(f"designloop.lm has no {name!r}; {hint}")
-    raise AttributeError(f"module 'designloop.lm' has no attribute {name!r}")
-
-def __dir__() -> list[str]: return sorted({*_NAMES, *_WHERE})
+__getattr__, __dir__ = lazy_names("designloop.lm", _WHERE)

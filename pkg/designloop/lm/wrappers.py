@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ParameterError, check_number
+from ..core.records import append_json, plain, read_json_lines
 from .protocol import LM, BudgetExceeded, Completion, Job, LMError, Prompt, Sampling, chat_text
 
 if TYPE_CHECKING:
@@ -425,26 +426,11 @@ class Transcript:
         how = {k: getattr(sampling, k) for k in ("max_tokens", "temperature", "top_p", "stop", "seed")} if sampling else None
         call = {"time": time.time(), "model": completion.model, "prompt": prompt, "reply": completion.text, "n_prompt_tokens": completion.n_prompt_tokens,
                 "n_tokens": completion.n_tokens, "finish": completion.finish, "seconds": seconds, "sampling": how, **more}
-        _append_line(self.path, json.dumps(call, default=str))
+        append_json(self.path, plain(call))
 
 # %% ../../../nbs/lm/wrappers.ipynb #c8befe3e
-def _append_line(path: Path, line: str) -> None:
-    "Append a line in one piece; a torn last line of an earlier run is closed first."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size, data = os.fstat(file).st_size, line.encode() + b"\n"
-        if size and os.pread(file, 1, size - 1) != b"\n": data = b"\n" + data
-        if os.write(file, data) != len(data): raise OSError(f"only a part of a call fits into {path}; is the disk full?")
-    finally: os.close(file)
-
 def _calls(self: Transcript) -> Iterator[dict]:
-    if not self.path.exists(): return
-    with open(self.path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try: call = json.loads(line)
-            except ValueError: continue               # torn by a kill
-            if isinstance(call, dict) and "reply" in call: yield call
+    if self.path.exists(): yield from read_json_lines(self.path, key="reply")
 
 def _frame(self: Transcript) -> DataFrame:
     "The calls as a table, one row each."
