@@ -17,7 +17,7 @@ __all__ = ['Score', 'Comparison', 'Report', 'Provenance', 'as_scores', 'format_i
            'performance_profile', 'plot_profile']
 
 # %% ../../../nbs/stats/index.ipynb #61a89238
-import importlib
+from ..core.lazy import lazy_names
 
 _WHERE = {
     "scores": "Score Comparison Report Provenance as_scores format_interval",
@@ -33,7 +33,6 @@ _WHERE = {
     "power": "sample_size_paired sample_size_unpaired minimum_detectable_effect power_paired variance_components",
     "optimization": "simple_regret regret_auc compare_by_seed performance_profile plot_profile",
 }
-_NAMES = {name: module for module, names in _WHERE.items() for name in names.split()}
 _all_ = ["Score", "Comparison", "Report", "Provenance", "as_scores", "format_interval", "proportion_ci", "mean_ci", "clustered_mean_ci",
          "bootstrap_ci", "degenerate_ci", "iqm", "paired_difference", "unpaired_difference", "difference", "sign_flip_test", "mcnemar",
          "mann_whitney", "superiority_ci", "adjust_p", "pass_at_k", "pass_hat_k", "sampled_mean_ci", "standard_error_with",
@@ -45,18 +44,4 @@ _all_ = ["Score", "Comparison", "Report", "Provenance", "as_scores", "format_int
          "sample_size_unpaired", "minimum_detectable_effect", "power_paired", "variance_components", "simple_regret", "regret_auc",
          "compare_by_seed", "performance_profile", "plot_profile"]
 
-def __getattr__(name: str):
-    "Import what is asked for and remember it; a name that does not exist is answered with the closest one."
-    if name in _NAMES:
-        found = getattr(importlib.import_module(f"designloop.stats.{_NAMES[name]}"), name)
-        globals()[name] = found
-        return found
-    if name in _WHERE: return importlib.import_module(f"designloop.stats.{name}")
-    if not name.startswith("_"):
-        from designloop.core.errors import closest
-        near = closest(name, _NAMES)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(_NAMES)}"
-        raise AttributeError(f"designloop.stats has no {name!r}; {hint}")
-    raise AttributeError(f"module 'designloop.stats' has no attribute {name!r}")
-
-def __dir__() -> list[str]: return sorted({*_NAMES, *_WHERE})
+__getattr__, __dir__ = lazy_names("designloop.stats", _WHERE)

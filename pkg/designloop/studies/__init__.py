@@ -12,19 +12,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-_HOMES = {"Study": "study", "open_study": "study", "coerce_parameter": "parameters", "find_notebook": "parameters",
-          "notebook_parameters": "parameters", "read_notebook": "parameters", "LocalEngine": "engines", "RayEngine": "engines",
-          "RunDirectory": "runs", "WarmProvisioner": "warm", "install_kernelspec": "warm", "WARM_KERNEL": "warm", "write_report": "report"}
+from ..core.lazy import lazy_names
+
+_WHERE = {
+    "study": "Study open_study",
+    "parameters": "coerce_parameter find_notebook notebook_parameters read_notebook",
+    "engines": "LocalEngine RayEngine",
+    "runs": "RunDirectory",
+    "warm": "WarmProvisioner install_kernelspec WARM_KERNEL",
+    "report": "write_report",
+}
 _all_ = ["Study", "open_study"]
-
-
-def __getattr__(name: str) -> Any:
-    "Import a public name from its module on first use."
-    if name not in _HOMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"designloop.studies.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]: return sorted(_HOMES)
+__getattr__, __dir__ = lazy_names("designloop.studies", _WHERE)
 
 # %% ../../../nbs/studies/index.ipynb #92213dd2
 def put_off(module: str,      # name of a module that is slow to import
