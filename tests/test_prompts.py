@@ -14,6 +14,7 @@ from designloop.optimizers.prompt_exemplars import (
     AllES,
     BootstrapFewShot,
     DiversityES,
+    HalvingES,
     Interleaved,
     MutationES,
     NearestDemos,
@@ -27,6 +28,7 @@ from designloop.optimizers.prompt_instructions import (
     APE,
     OPRO,
     EvoPrompt,
+    HalvingIO,
     LMProposer,
     NoIO,
     PromptAgent,
@@ -40,12 +42,12 @@ from designloop.optimizers.prompt_instructions import (
     instruction_problem,
     quotes_item,
 )
-from designloop.optimizers.prompts import Budget, Demo, Example, Prompt, PromptOptimizer, PromptRun, PromptTask, Template, ask_all, task_from_jsonl, test_prompt
+from designloop.optimizers.prompts import Budget, Demo, Example, Prompt, PromptOptimizer, PromptRun, PromptTask, Template, ask_all, race, race_plan, task_from_jsonl, test_prompt
 from designloop.tasks.prompt_tasks import RULES, SLOTS, answer_of, draw_hints, draw_records, fitting_words, rule_rows, rule_task, rule_tokenizer
 
 WORDS = [["add", "count", "guess"], ["digits", "birds", "roads"], ["carefully", "quickly", "twice"]]
-IOS = [RandomEdits(), APE(), OPRO(), ProTeGi(), PromptAgent(), EvoPrompt()]
-ESS = [RandomES(), NearestES(), DiversityES(), AllES(), RandomSearchES(), MutationES(), BootstrapFewShot()]
+IOS = [RandomEdits(), APE(), HalvingIO(), OPRO(), ProTeGi(), PromptAgent(), EvoPrompt()]
+ESS = [RandomES(), NearestES(), DiversityES(), AllES(), RandomSearchES(), MutationES(), HalvingES(), BootstrapFewShot()]
 
 
 def adder(prompt, rng):
@@ -76,13 +78,14 @@ class Counting(FunctionLM):
 # --- budgets ---------------------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("method", [*IOS, *ESS, NoIO(), NoES(), TwoStage(APE(), MutationES(), 8), TwoStage(OPRO(), RandomSearchES(), 8, 5),
-                                    Interleaved(ProTeGi(), RandomSearchES())], ids=lambda m: m.name)
+                                    Interleaved(ProTeGi(), RandomSearchES())], ids=lambda m: f"{type(m).__name__}: {m.name}")
 @pytest.mark.parametrize("budget", [13, 20])
 def test_no_search_asks_the_model_more_often_than_its_budget_allows(method, budget):
     lm = Counting()
     trace = method.optimize(TASK, lm, SlotProposer(WORDS), budget=budget, seed=3)
     assert len(lm.asked) == trace.spent["calls"] <= budget * len(TASK.val)
-    assert len(trace.evaluations) * len(TASK.val) == trace.spent["calls"] and not trace.stopped
+    paid = len(trace.evaluations) * len(TASK.val)
+    assert (paid < trace.spent["calls"] if isinstance(method, (HalvingES, HalvingIO)) else paid == trace.spent["calls"]) and not trace.stopped
     assert trace.evaluations[0].prompt == TASK.seed_prompt()                  # the seed prompt is paid for like any other
     searches = [RandomEdits, APE, OPRO, ProTeGi, PromptAgent, EvoPrompt, RandomSearchES, MutationES, BootstrapFewShot, Interleaved]
     # 27 instructions are all there are, so a search may end early only when nothing new is left to propose
@@ -114,6 +117,43 @@ def test_two_stages_split_the_budget():
     assert {e.prompt.instruction for e in trace.evaluations[9:]} == {stage.prompt.instruction}
     solved = {d.id for d in stage.right(TASK)}                                # the pool is that of the new instruction
     assert {d.id for e in trace.evaluations[9:] for d in e.prompt.exemplars} <= solved
+
+
+@pytest.mark.parametrize("replies, items, halvings", [(1240, 40, 3), (100, 20, 2), (20, 20, 3), (77, 7, 3), (60, 20, 0), (33, 3, 5)])
+def test_a_race_is_the_largest_that_the_budget_allows(replies, items, halvings):
+    plan = race_plan(replies, items, halvings)
+    price = lambda counts, seen: sum(c * (v - before) for c, v, before in zip(counts, seen, [0, *seen], strict=False))
+    counts, seen = zip(*plan, strict=True)
+    assert price(counts, seen) <= replies and seen[-1] == items and list(seen) == sorted(seen) and counts == tuple(-(-counts[0] // 2**r) for r in range(halvings + 1))
+    assert price([-(-(counts[0] + 1) // 2**r) for r in range(halvings + 1)], seen) > replies
+    with pytest.raises(ParameterError, match=f"replies={items - 1} are fewer than the {items} of one finalist"): race_plan(items - 1, items, halvings)
+
+
+def test_a_race_asks_no_item_twice_and_ends_with_whole_evaluations():
+    lm = Counting()
+    run = PromptRun(TASK, lm, 12)
+    run.start()
+    texts = [f"do {i}" for i in range(60)]
+    found = race(run, lambda n: [run.prompt(t) for t in texts[:n]], halvings=2)
+    assert len(lm.asked) == len(set(lm.asked)) == run.meter.calls <= 12 * len(TASK.val)
+    assert [e.value for e in found] == sorted((e.value for e in found), reverse=True) and all(len(e.scores) == len(e.replies) == len(TASK.val) for e in found)
+    first = run.prompt("do 0")
+    alone = PromptRun(TASK, LM_, 2).evaluate([first])[0]
+    whole = PromptRun(TASK, LM_, 2)
+    part = whole.score_some([first], 7)[0]
+    assert whole.meter.calls == 7 and not whole.evaluations and part == pytest.approx(whole.score_some([first], 7)[0]) and whole.meter.calls == 7
+    again = whole.evaluate([first])[0]                                            # begun in parts, finished at once: the rest is paid for, the replies are the same
+    assert whole.meter.calls == len(TASK.val) and again.replies == alone.replies and (again.scores == alone.scores).all() and again.tokens == alone.tokens
+    assert whole.score_some([first], len(TASK.val))[0] == alone.value and whole.meter.calls == len(TASK.val)
+    assert race(PromptRun(TASK, LM_, 2), lambda n: []) == []
+    with pytest.raises(ParameterError, match="n=21 is not allowed"): whole.score_some([first], 21)
+
+
+def test_halving_tries_more_handfuls_than_the_budget_has_evaluations():
+    lm = Counting()
+    trace = HalvingES(halvings=2).optimize(TASK, lm, budget=16, seed=2)
+    tried = {p.rpartition("Q: ")[0] for p in lm.asked}
+    assert len(tried) > 20 > len(trace.evaluations) and trace.spent["calls"] <= 16 * 20 and len(trace.best.prompt.exemplars) == 3
 
 
 def test_tokens_can_be_limited_too():

@@ -27,7 +27,7 @@ if TYPE_CHECKING: from matplotlib.axes import Axes
 
 # %% auto #0
 __all__ = ['METRICS', 'Example', 'Demo', 'Template', 'Prompt', 'PromptTask', 'task_from_jsonl', 'Evaluation', 'ask_all', 'Budget',
-           'PromptRun', 'OptimizationTrace', 'test_prompt', 'PromptOptimizer']
+           'PromptRun', 'race_plan', 'race', 'OptimizationTrace', 'test_prompt', 'PromptOptimizer']
 
 # %% ../../../nbs/optimizers/prompts.ipynb #9dd8649f
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ class PromptRun:
         self.streams, self.stop_at = seed_streams(seed), self.budget.n_prompt_evals
         self.instruction, self.exemplars, self.choose = task.seed_instruction, (), None
         self.evaluations: list[Evaluation] = []
-        self.step, self.wasted, self.refused, self._known = "start", 0, 0, {}
+        self.step, self.wasted, self.refused, self._known, self._parts = "start", 0, 0, {}, {}
 
     @property
     def spent(self) -> float:
@@ -301,6 +301,7 @@ def _evaluate(self: PromptRun,
 ) -> list[Evaluation]:                  # in the same order
     "Score prompts on the validation set. Raises `BudgetExceeded` once the calls are spent; what was scored before is kept."
     new = [p for p in dict.fromkeys(prompts) if p not in self._known]
+    if begun := [p for p in new if p in self._parts]: self.score_some(begun, len(self.task.val)); new = [p for p in new if p not in self._known]
     for part in (new[i:i + 8] for i in range(0, len(new), 8)):
         fits = part[:max(0, self.budget.n_prompt_evals - int(np.ceil(self.spent - 1e-9)))]
         for e in ask_all(self.task, self.meter, fits, self.task.val, derive_seed(self.seed, "decoding"), self.step) if fits else []:
@@ -323,6 +324,58 @@ def _adopt(self: PromptRun, evaluation: Evaluation) -> None:
     self.instruction, self.exemplars, self.choose = evaluation.prompt.instruction, evaluation.prompt.exemplars, evaluation.prompt.choose
 
 PromptRun.evaluate, PromptRun.start, PromptRun.best, PromptRun.adopt = _evaluate, _start, _best, _adopt
+
+# %% ../../../nbs/optimizers/prompts.ipynb #fd695afa
+def _score_some(self: PromptRun,
+    prompts: Sequence[Prompt],          # what to score
+    n: int,                             # validation items: the first of an order that is the same for every prompt of the run
+) -> np.ndarray:                        # mean scores [p]
+    "Score prompts on a part of the validation set; only new items are paid for, and a prompt that has seen all becomes an evaluation. Raises `BudgetExceeded`."
+    val, known = self.task.val, self._parts
+    n = check_number("n", n, 1, len(val), integer=True)
+    order = np.random.default_rng(derive_seed(self.seed, "items")).permutation(len(val))
+    for p in prompts:
+        if p in self._known: known.setdefault(p, []).extend((self._known[p].scores[i], self._known[p].replies[i], 0) for i in order[len(known[p]):])
+    for have in sorted({len(known.get(p, ())) for p in prompts}):
+        some = [p for p in dict.fromkeys(prompts) if len(known.get(p, ())) == have < n]
+        asked = [val[i] for i in order[have:n]]
+        for e in ask_all(self.task, self.meter, some, asked, derive_seed(self.seed, "decoding"), self.step) if some else []:
+            known.setdefault(e.prompt, []).extend(zip(e.scores, e.replies, [e.tokens / len(asked)] * len(asked), strict=True))
+            if n < len(val): continue
+            scores, replies, tokens = zip(*(known[e.prompt][i] for i in np.argsort(order)), strict=True)
+            self._known[e.prompt] = Evaluation(e.prompt, np.array(scores), replies, round(sum(tokens)), self.step)
+            self.evaluations.append(self._known[e.prompt])
+    return np.array([np.mean([s for s, _, _ in known[p][:n]]) for p in prompts])
+
+PromptRun.score_some = _score_some
+
+def race_plan(
+    replies: int,             # what may be paid for
+    items: int,               # validation items
+    halvings: int = 3,
+) -> list[tuple[int, int]]:   # candidates and items of each round
+    "The largest race that fits; a round's candidates are half of the last one's. Raises `ParameterError` if not even one candidate fits."
+    items, halvings = check_number("items", items, 1, integer=True), check_number("halvings", halvings, 0, integer=True)
+    seen = [max(1, -(-items // 2 ** (halvings - r))) for r in range(halvings + 1)]
+    def price(c: int) -> int: return sum(-(-c // 2 ** r) * (b - a) for r, (a, b) in enumerate(zip([0, *seen], seen, strict=False)))
+    c = max((c for c in range(1, replies // seen[0] + 1) if price(c) <= replies), default=0)
+    if not c: raise ParameterError(f"replies={replies} are fewer than the {items} of one finalist; raise the budget.")
+    return [(-(-c // 2 ** r), v) for r, v in enumerate(seen)]
+
+def race(
+    run: PromptRun,
+    draw: Callable[[int], Sequence[Prompt]],      # how many are wanted -> candidates, fewer if there are no more
+    halvings: int = 3,
+) -> list[Evaluation]:                            # of the finalists, the best first; empty without candidates
+    "Successive halving with all that is left of the run's stage (Karnin et al. 2013, algorithm 3)."
+    plan = race_plan(run.left * len(run.task.val), len(run.task.val), halvings)
+    alive = list(dict.fromkeys(draw(plan[0][0])))[:plan[0][0]]
+    if not alive: return []
+    scores = np.zeros(len(alive))
+    for keep, items in plan:
+        alive = [alive[i] for i in np.sort(np.argsort(-scores, kind="stable")[:keep])]
+        scores = run.score_some(alive, items)
+    return sorted((run._known[p] for p in alive), key=lambda e: -e.value)
 
 # %% ../../../nbs/optimizers/prompts.ipynb #53ddbd5c
 @dataclass
