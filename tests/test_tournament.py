@@ -65,7 +65,8 @@ def test_elo_refuses_strangers_and_impossible_scores():
     table = Elo()
     for p in "ab": table.add(p)
     for call, text in ((lambda: table.update("a", "z", 1), "'z' has not joined"), (lambda: table.update("a", "b", 2), "score=2"),
-                       (lambda: table.update("a", "a", 1), "against itself"), (lambda: table.add("a"), "has joined already"), (lambda: table.expected("z", "a"), "'z' has not joined")):
+                       (lambda: table.update("a", "a", 1), "against itself"), (lambda: table.add("a"), "has joined already"),
+                       (lambda: table.expected("z", "a"), "'z' has not joined")):
         with pytest.raises(ParameterError, match=text): call()
     assert table.ratings == {"a": 1200, "b": 1200} and table.played == {"a": 0, "b": 0}, "a refused match changes nothing"
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LM', 'Completion', 'FunctionLM', 'LMError', 'BudgetExceeded', 'Sampling', 'Job', 'open_lm', 'chat_text', 'Cached',
            'Metered', 'Retried', 'Transcript', 'Parser', 'NumberParser', 'ChoiceParser', 'TagParser', 'JSONParser',
-           'Argument', 'ActionSchema', 'ActionSpace', 'Action', 'Dialogue', 'EndpointLM', 'TransformersLM', 'Server',
-           'Faults', 'make_app']
+           'Argument', 'ActionSchema', 'ActionSpace', 'Action', 'Dialogue', 'Retriever', 'BM25', 'Hit',
+           'tfidf_embedder', 'minilm_embedder', 'open_embedder', 'embed_texts', 'near_duplicates', 'EndpointLM',
+           'TransformersLM', 'Server', 'Faults', 'make_app']
 
 # %% ../../../nbs/lm/index.ipynb #fd56af4d
 from ..core.lazy import lazy_names
@@ -16,11 +17,13 @@ _WHERE = {
     "wrappers": "Cached Metered Retried Transcript",
     "parsers": "Parser NumberParser ChoiceParser TagParser JSONParser",
     "actions": "Argument ActionSchema ActionSpace Action Dialogue",
+    "retrieval": "Retriever BM25 Hit tfidf_embedder minilm_embedder open_embedder embed_texts near_duplicates",
     "endpoint": "EndpointLM",
     "local": "TransformersLM",
     "server": "Server Faults make_app",
 }
 _all_ = ["LM", "Completion", "FunctionLM", "LMError", "BudgetExceeded", "Sampling", "Job", "open_lm", "chat_text", "Cached", "Metered", "Retried", "Transcript",
-         "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "Argument", "ActionSchema", "ActionSpace", "Action", "Dialogue", "EndpointLM", "TransformersLM", "Server", "Faults", "make_app"]
+         "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "Argument", "ActionSchema", "ActionSpace", "Action", "Dialogue",
+         "Retriever", "BM25", "Hit", "tfidf_embedder", "minilm_embedder", "open_embedder", "embed_texts", "near_duplicates", "EndpointLM", "TransformersLM", "Server", "Faults", "make_app"]
 
 __getattr__, __dir__ = lazy_names("designloop.lm", _WHERE)
