@@ -15,7 +15,7 @@ from ..core.errors import ParameterError, check_finite, check_number
 from ..models.gp import PoolPosterior
 
 # %% auto #0
-__all__ = ['log_expected_improvement', 'believer_batch', 'thompson_batch', 'plausible', 'joint_draws']
+__all__ = ['log_expected_improvement', 'log_expected_closeness', 'believer_batch', 'thompson_batch', 'plausible', 'joint_draws']
 
 # %% ../../../nbs/optimizers/acquisition.ipynb #43967178
 def log_expected_improvement(
@@ -34,6 +34,20 @@ def log_expected_improvement(
     far = u.clamp_max(-30)
     series = -2 * far.abs().log() + torch.log1p(-3 / far**2 + 15 / far**4 - 105 / far**6)
     return sd.log() + torch.where(u > -1, h.log(), -0.5 * u**2 - 0.5 * math.log(2 * math.pi) + torch.where(u < -30, series, tail))
+
+# %% ../../../nbs/optimizers/acquisition.ipynb #4e8b3163
+def log_expected_closeness(
+    mean: Tensor,      # belief about the value [...]
+    sd: Tensor,        # its standard deviation [...], positive
+    target: float,     # value to hit
+    reach: float,      # least distance to it so far
+) -> Tensor:           # logarithm [...]
+    "Log of the expected gain in closeness, E (reach - |f - target|)+: the second difference of three expected improvements."
+    c = max(reach, 1e-9 * float(sd.max()))
+    def above(edge): z = (mean - edge) / sd; return sd * (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) + z * torch.special.ndtr(z))
+    gain = above(target - c) - 2 * above(target) + above(target + c)
+    far = torch.minimum(log_expected_improvement(mean, sd, target - c), log_expected_improvement(-mean, sd, -target - c))
+    return torch.where(gain > 1e-9 * sd, gain.clamp_min(1e-300).log(), torch.minimum(far, (1e-9 * sd).log()))
 
 # %% ../../../nbs/optimizers/acquisition.ipynb #c0e67104
 def believer_batch(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import ParameterError, check_choice, check_number
 from ..core.spaces import unit_points
 from ..models.surrogates import GaussianProcess
-from .acquisition import log_expected_improvement
+from .acquisition import log_expected_closeness, log_expected_improvement
 
 # %% auto #0
 __all__ = ['Acquisition', 'LogExpectedImprovement', 'ExpectedImprovement', 'ProbabilityOfImprovement', 'UpperConfidenceBound',
@@ -151,12 +151,7 @@ class TargetImprovement(Acquisition):
 
     def evaluate(self, X):
         mean, variance = self._single(X)
-        sd = variance.sqrt()
-        c = max(self.reach, 1e-9 * self.model.scale)
-        def tent(edge): z = (mean - edge) / sd; return sd * (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) + z * torch.special.ndtr(z))
-        gain = tent(self.target - c) - 2 * tent(self.target) + tent(self.target + c)
-        far = torch.minimum(log_expected_improvement(mean, sd, self.target - c), log_expected_improvement(-mean, sd, -self.target - c))
-        value = torch.where(gain > 1e-9 * sd, gain.clamp_min(1e-300).log(), torch.minimum(far, (1e-9 * sd).log()))
+        value = log_expected_closeness(mean, variance.sqrt(), self.target, self.reach)
         return value[0] if len(value) == 1 else value.logsumexp(0) - math.log(len(value))
 
 # %% ../../../nbs/optimizers/bayes_acquisition.ipynb #c40245f3

@@ -23,14 +23,14 @@ from ..core.seeds import seed_streams
 from ..core.spaces import Box, Mixed, Space, concat, take
 from ..core.trials import INITIAL, Trials
 from ..models.multi_fidelity import JointAR1, MultiFidelityModel, check_costs
-from .acquisition import log_expected_improvement
+from .acquisition import log_expected_closeness, log_expected_improvement
 from .inner_search import SpaceMoves
 from .knowledge_gradient import gain_by_scanning
 
 # %% auto #0
-__all__ = ['ACQUISITIONS', 'default_sizes', 'nested_design', 'n_fields', 'nested_trials', 'mf_regret', 'log_expected_closeness',
-           'variable_fidelity_ei', 'augmented_ei', 'FidelityKnowledgeGradient', 'max_value_information',
-           'FidelityEntropySearch', 'MultiFidelityBO']
+__all__ = ['ACQUISITIONS', 'default_sizes', 'nested_design', 'n_fields', 'nested_trials', 'mf_regret', 'variable_fidelity_ei',
+           'augmented_ei', 'FidelityKnowledgeGradient', 'max_value_information', 'FidelityEntropySearch',
+           'MultiFidelityBO']
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #bb245a52
 def default_sizes(dim: int, levels: int) -> list[int]:
@@ -91,19 +91,6 @@ def mf_regret(
     return np.where(where >= 0, curve.to_numpy()[np.maximum(where, 0)], np.nan)
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #93647906
-def log_expected_closeness(
-    mean: Tensor,      # belief about the value [n]
-    sd: Tensor,        # its standard deviation [n]
-    target: float,     # value to hit
-    reach: float,      # least distance to it so far
-) -> Tensor:           # logarithm [n]
-    "Log of the expected gain in closeness, E (reach - |f - target|)+: the second difference of three expected improvements."
-    c = max(reach, 1e-9 * float(sd.max()))
-    def above(edge): z = (mean - edge) / sd; return sd * (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) + z * torch.special.ndtr(z))
-    gain = above(target - c) - 2 * above(target) + above(target + c)
-    far = torch.minimum(log_expected_improvement(mean, sd, target - c), log_expected_improvement(-mean, sd, -target - c))
-    return torch.where(gain > 1e-9 * sd, gain.clamp_min(1e-300).log(), torch.minimum(far, (1e-9 * sd).log()))
-
 def _improvement(mean: Tensor, sd: Tensor, best: float, target: float | None) -> Tensor:
     return log_expected_improvement(mean, sd, best) if target is None else log_expected_closeness(mean, sd, target, -best)
 

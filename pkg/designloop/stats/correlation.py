@@ -14,7 +14,7 @@ from scipy import stats
 
 from ..core.errors import ParameterError, check_choice
 from .intervals import RESAMPLES, _generator
-from .scores import Score, as_scores, check_level
+from .scores import Score, as_scores, check_level, cluster_codes
 
 # %% auto #0
 __all__ = ['KINDS', 'FEWEST', 'MOST_SHUFFLED', 'weighted_correlation', 'rank_correlation']
@@ -77,6 +77,27 @@ def _shuffled_p(x: np.ndarray, y: np.ndarray, kind: str, rng: np.random.Generato
     hits = int((np.abs(null) >= abs(seen) - 1e-9).sum())
     return (hits / len(orders), f"all {len(orders)} orders") if exact else ((1 + hits) / (1 + len(orders)), f"{len(orders)} shuffles")
 
+# %% ../../../nbs/stats/correlation.ipynb #4fab8fb0
+def _clustered(x: np.ndarray, y: np.ndarray, codes: np.ndarray, value: float, kind: str, level: float, interval: str,
+               rng: np.random.Generator) -> tuple[tuple[float, float], str, float, str]:
+    "Interval, its method, p-value and test when whole clusters are the replicates."
+    G = int(codes.max()) + 1
+    if G < 2: raise ParameterError(f"clusters holds 1 distinct label for {len(x)} items; at least 2 are needed. Leave clusters out if items are independent.")
+    if G < FEWEST: return (-1.0, 1.0), f"no interval below {FEWEST} clusters", math.nan, f"none below {FEWEST} clusters"
+    jack = weighted_correlation(x, y, (1.0 - np.eye(G))[:, codes], kind)
+    lost = int((~np.isfinite(jack)).sum())
+    if lost: raise ParameterError(f"without one of the {G} clusters x or y is constant ({lost} such cluster(s)); the correlation hangs on it, give more clusters.")
+    edge = 1 - 1 / (len(x) * (len(x) - 1))
+    z, around = math.atanh(np.clip(value, -edge, edge)), np.arctanh(np.clip(jack, -edge, edge))
+    se = math.sqrt((G - 1) / G * ((around - around.mean()) ** 2).sum())
+    if se < 1e-9: return _analytic(value, G, kind, level), f"analytic interval for {G} clusters", math.nan, "none: no cluster changes the order"
+    p, test = 2 * float(stats.t.sf(abs(z) / se, G - 1)), "t test, jackknife over clusters"
+    if interval == "bca":
+        boots = weighted_correlation(x, y, rng.multinomial(G, np.full(G, 1 / G), RESAMPLES).astype(float)[:, codes], kind)
+        if found := _bca_weights(value, boots, jack, level): return (min(found[0], value), max(found[1], value)), "cluster BCa bootstrap", p, test
+    half = float(stats.t.ppf((1 + level) / 2, G - 1)) * se
+    return (min(math.tanh(z - half), value), max(math.tanh(z + half), value)), "jackknife t over clusters", p, test
+
 # %% ../../../nbs/stats/correlation.ipynb #81625ba9
 MOST_SHUFFLED = 150      # items above which the test uses the normal approximation
 
@@ -86,11 +107,12 @@ def rank_correlation(
     kind: str = "kendall",                  # "kendall" (τ_b) or "spearman" (ρ)
     name: str | None = None,                # what was measured; default the name of the correlation
     level: float = 0.95,                    # confidence level
-    interval: str = "analytic",             # or "bca", a bootstrap over items
+    interval: str = "analytic",             # or "bca", a bootstrap over items (over clusters where there are any)
+    clusters: Any = None,                   # group of each item [n], e.g. the family of each model; groups are the replicates
     rng: np.random.Generator | int = 0,     # generator or root seed of bootstrap and shuffles
     **about: Any,                           # further fields of Score: item_ids is checked, replicate, meta
 ) -> Score:                                 # meta: p_value, test
-    "Kendall's τ_b or Spearman's ρ with interval and permutation test. Raises `ParameterError` for a constant vector, NaN or different lengths."
+    "Kendall's τ_b or Spearman's ρ with interval and test. Raises `ParameterError` for a constant vector, NaN, different lengths or one cluster."
     check_choice("kind", kind, KINDS)
     check_choice("interval", interval, ("analytic", "bca"))
     level, ids, rng = check_level(level), about.pop("item_ids", None), _generator(rng)
@@ -101,6 +123,11 @@ def rank_correlation(
     for side, values in (("x", x), ("y", y)):
         if np.ptp(values) == 0: raise ParameterError(f"{side} is constant ({values[0]:g} for all {n} items); a correlation needs values that differ.")
     value = float(np.clip(weighted_correlation(x, y, np.ones((1, n)), kind)[0], -1, 1))
+    if clusters is not None:
+        codes = cluster_codes(clusters, n)
+        ci, how, p, test = _clustered(x, y, codes, value, kind, level, interval, rng)
+        about = {"unit": "correlation", **about, "clusters": codes, "meta": {"p_value": p, "test": test, **about.get("meta", {})}}
+        return Score(name or KINDS[kind], value, ci, level, n, f"{KINDS[kind]}, {how}", **about)
     if n <= MOST_SHUFFLED: p, test = _shuffled_p(x, y, kind, rng)
     else: p, test = float((stats.kendalltau if kind == "kendall" else stats.spearmanr)(x, y).pvalue), "normal approximation"
     ci, how = (-1.0, 1.0), f"no interval below {FEWEST} items"

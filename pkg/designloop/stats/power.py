@@ -114,11 +114,11 @@ def minimum_detectable_effect(
     design_effect: float = 1.0,          # of clusters
 ) -> Plan:                               # effect is the difference
     "Smallest difference found with the wanted power. Raises `ParameterError` for an interval without width or for n without discordance or sd."
-    if isinstance(n, (Comparison, Score)):
+    if hasattr(n, "ci"):                            # a comparison or a score
         done, (za, zb) = n, _z(n.level, power)
         se = (done.ci[1] - done.ci[0]) / 2 / za
         if not 0 < se < math.inf: raise ParameterError(f"the interval {done.ci} has no usable width; give n with discordance= or sd=.")
-        paired = isinstance(done, Comparison)
+        paired = hasattr(done, "diff")
         count = (done.n_pairs if paired else done.n) or 1
         how = "from the interval of the comparison" if paired else "unpaired, from the interval of one score"
         return Plan(int(count), (za + zb) * se * (1 if paired else math.sqrt(2)), power, done.level, how)

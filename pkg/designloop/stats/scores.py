@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -109,6 +109,11 @@ def format_interval(
 
 def percent(level: float) -> str: return f"{100 * level:.4g} %"
 
+def _detectable(done: Score | Comparison) -> float | None:
+    from designloop.stats.power import minimum_detectable_effect
+    try: return minimum_detectable_effect(done).effect
+    except ParameterError: return None
+
 def _p_text(p: float) -> str: return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 # %% ../../../nbs/stats/scores.ipynb #f065ba36
@@ -179,6 +184,11 @@ class Score(_Shown):
 
     def __str__(self) -> str:
         return f"{self.name}: {format_interval(self.value, self.ci, self.unit)} ({percent(self.level)} {self.method}, {self.counted})"
+
+    @property
+    def detectable(self) -> float | None:
+        "Difference to an equal rival on other items that is found with 80 % power, in `unit`; None where the interval has no usable width."
+        return _detectable(self)
 
     @property
     def counted(self) -> str: return f"n = {self.n} {self.replicate}s" + (f" in {self.n_clusters} clusters" if self.n_clusters else "")
@@ -252,6 +262,11 @@ class Comparison(_Shown):
              meta=dict(self.meta), effect_ci=None if self.effect_ci is None else _interval(owner, self.effect_ci))
 
     def __float__(self) -> float: return self.diff
+
+    @property
+    def detectable(self) -> float | None:
+        "Difference that such an experiment finds with 80 % power, in `unit`; None where the interval has no usable width."
+        return _detectable(self)
 
     @property
     def better(self) -> str | None:
@@ -361,6 +376,7 @@ class Report(_Shown):
     comparisons: Sequence[Comparison] = ()
     provenance: Provenance = field(default_factory=Provenance)
     items: DataFrame | None = None                       # per-item records, one row each
+    headline: ClassVar[tuple[str, ...]] = ()             # ends of the names of scores that stand for the whole; empty: all of them
 
     def __post_init__(self):
         given = self.scores if isinstance(self.scores, Mapping) else {getattr(s, "name", i): s for i, s in enumerate(self.scores)}
@@ -382,8 +398,8 @@ class Report(_Shown):
     def comparisons_frame(self) -> DataFrame:
         "One row a comparison."
         import pandas as pd
-        names = ["a", "b", "diff", "low", "high", "p_value", "p_adjusted", "effect", "effect_name", "n_pairs", "family", "method"]
-        rows = [[c.a, c.b, c.diff, *c.ci, c.p_value, c.p_adjusted, c.effect, c.effect_name, c.n_pairs, c.family, c.method]
+        names = ["a", "b", "diff", "low", "high", "p_value", "p_adjusted", "effect", "effect_name", "detectable", "n_pairs", "family", "method"]
+        rows = [[c.a, c.b, c.diff, *c.ci, c.p_value, c.p_adjusted, c.effect, c.effect_name, c.detectable, c.n_pairs, c.family, c.method]
                 for c in self.comparisons]
         return pd.DataFrame(rows, columns=names)
 
@@ -394,25 +410,34 @@ class Report(_Shown):
                                 "n": s.counted.removeprefix("n = "), "method": s.method} for key, s in self.scores.items()])
         pairs = pd.DataFrame([{"comparison": f"{c.a} − {c.b}", "difference [interval]": format_interval(c.diff, c.ci, c.unit, sign=True),
                                "p": f"{c.p_value:.2g}", "adjusted p": "" if c.p_adjusted is None else f"{c.p_adjusted:.2g}",
-                               "effect": "" if c.effect is None else f"{c.effect_name} {c.effect:.2f}", "method": c.method}
+                               "effect": "" if c.effect is None else f"{c.effect_name} {c.effect:.2f}",
+                               "found with 80 % power": "" if c.detectable is None else f"from {c.detectable:.2g}", "method": c.method}
                               for c in self.comparisons])
         return [scores] + [pairs] * bool(len(pairs))
 
     @property
     def families(self) -> list[str]: return list(dict.fromkeys(c.family for c in self.comparisons if c.family))
 
-    def to_markdown(self) -> str:
-        "Title, tables, the family of tests and the provenance as Markdown."
-        notes = [f"Adjusted for {f}." for f in self.families]
-        return "\n\n".join([f"**{self.title}**", *map(_markdown_table, self._tables()), *notes, f"*{self.provenance}*"])
+    @property
+    def notes(self) -> list[str]:
+        "What stands under the tables: families of tests, and the smallest differences that such an experiment finds."
+        found = [(f"{c.a} − {c.b}", c.detectable, c.unit) for c in self.comparisons]
+        found = found or [(k, s.detectable, s.unit) for k, s in self.scores.items() if not self.headline or k.endswith(self.headline)]
+        sizes = [f"{name} {size:.2g}{'' if unit in ('', 'fraction') else f' {unit}'}" for name, size, unit in found if size is not None]
+        whom = "" if self.comparisons else ", to an equal rival on other items"
+        return [f"Adjusted for {f}." for f in self.families] + [f"Smallest difference found with 80 % power{whom}: {_some(sizes, 4)}."] * bool(sizes)
 
-    def __str__(self) -> str: return "\n".join([self.title, *map(str, self.scores.values()), *map(str, self.comparisons)])
+    def to_markdown(self) -> str:
+        "Title, tables, notes and the provenance as Markdown."
+        return "\n\n".join([f"**{self.title}**", *map(_markdown_table, self._tables()), *self.notes, f"*{self.provenance}*"])
+
+    def __str__(self) -> str: return "\n".join([self.title, *map(str, self.scores.values()), *map(str, self.comparisons), *self.notes])
 
     def _repr_markdown_(self) -> str: return self.to_markdown()
 
     def _repr_html_(self) -> str:
         tables = "".join(t.to_html(index=False, border=0) for t in self._tables())
-        notes = "".join(f"<p>Adjusted for {escape(f)}.</p>" for f in self.families)
+        notes = "".join(f"<p>{escape(n)}</p>" for n in self.notes)
         origin = f"<details><summary>provenance</summary><p>{escape(str(self.provenance))}</p></details>"
         return f"<p><strong>{escape(self.title)}</strong></p>{tables}{notes}{origin}"
 
