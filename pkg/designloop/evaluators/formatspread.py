@@ -17,7 +17,7 @@ from ..core.seeds import seed_streams
 from .prompt_formats import ENTRY, SEPARATORS, SPACES, FormatGrammar, PromptFormat, sample_formats
 from ..lm.protocol import LM, FunctionLM
 from ..stats.comparisons import paired_difference
-from ..stats.intervals import proportion_ci
+from ..stats.intervals import mean_ci, proportion_ci
 from ..stats.scores import Provenance, Report, Score
 from ..stats.spread import format_spread_ci
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ['METRICS', 'SEARCHES', 'RULES', 'LETTERS', 'FormatTask', 'exact_prefix_match', 'option_ranking', 'score_items',
            'full_evaluation', 'outside_share', 'simulate_formats', 'simulated_lm', 'FormatSearch', 'search_formats',
            'SpreadReport', 'FormatSpread', 'string_problem', 'string_grammar', 'string_rules_task', 'string_tokenizer',
-           'string_rules_lm', 'atomic_perturbations', 'atomic_table', 'format_chains', 'monotonicity',
-           'model_agreement', 'format_identifiability']
+           'train_in_formats', 'string_rules_lm', 'atomic_perturbations', 'atomic_table', 'format_chains',
+           'monotonicity', 'model_agreement', 'format_identifiability', 'item_agreement']
 
 # %% ../../../nbs/evaluators/formatspread.ipynb #e6ba234c
 METRICS = ("prefix", "ranking")
@@ -170,6 +170,7 @@ class FormatSearch:
     counts: np.ndarray         # items each format was evaluated on [N]
     prior: tuple[float, float] # a and b
     trace: list[int]           # format of each batch
+    left: int = 0              # evaluations that were too few for two more batches, one for each end
 
     @property
     def means(self) -> np.ndarray: return (self.wins + self.prior[0]) / (self.counts + sum(self.prior))
@@ -203,10 +204,10 @@ def search_formats(
     B, rng = check_number("batch_size", batch_size, 1, integer=True), np.random.default_rng(rng)
     if n_items < B: raise ParameterError(f"there are {n_items} items for a batch_size of {B}; lower batch_size or give more items.")
     spent = n_items if method == "thompson" else 0
-    batches = (check_number("budget", budget, 1, integer=True) - spent) // B // 2 * 2        # an even number
+    batches = (check_number("budget", budget, 1, integer=True) - spent) // B // 2 * 2        # as many for the best as for the worst
     if batches < 2: raise ParameterError(f"budget={budget} pays for no search: the original takes {spent} and two batches {2 * B}; raise it.")
     order = rng.permutation(n_items)
-    state = FormatSearch(np.zeros(n_formats, int), np.zeros(n_formats, int), (prior_strength, prior_strength), [])
+    state = FormatSearch(np.zeros(n_formats, int), np.zeros(n_formats, int), (prior_strength, prior_strength), [], budget - spent - batches * B)
     if spent:
         state.wins[0], state.counts[0] = int(score(0, order).sum()), n_items
         p0 = min(state.wins[0] / n_items, 1 - 1 / (2 * n_items))
@@ -295,7 +296,8 @@ def _run(self: FormatSpread, task: FormatTask, lm: LM, seed: int = 0) -> SpreadR
         state = search_formats(lambda i, items: score(i, look[items]), *args, rng=streams["proposer"])
         best, worst, wins, counts = state.best, state.worst, state.wins, state.counts
         top, bottom, base = score(best, rest), score(worst, rest), score(0, rest)
-        raw, how = float(state.means[best] - state.means[worst]), f"{self.method}, {len(state.trace)} batches of {self.batch_size}; ends on {len(rest)} other items"
+        left = f", {state.left} evaluations left over" if state.left else ""
+        raw, how = float(state.means[best] - state.means[worst]), f"{self.method}, {len(state.trace)} batches of {self.batch_size}{left}; ends on {len(rest)} other items"
         lo, hi, first = (proportion_ci(x, name=name) for x, name in ((bottom, "worst format"), (top, "best format"), (base, "original format")))
         gap = paired_difference(top, bottom, names=("best format", "worst format"), score_range=(0, 1))
         split = Score("split range", gap.diff, gap.ci, n=len(rest), method=gap.method, higher_is_better=False)
@@ -350,6 +352,33 @@ def string_tokenizer(one_token: bool = False):
     return TinyTokenizer([*words, *longer])
 
 # %% ../../../nbs/evaluators/formatspread.ipynb #d37f29fd
+def train_in_formats(
+    problem: Callable[[np.random.Generator], Mapping[str, Any]],    # draws an item with its worked examples as "demos"
+    formats: Sequence[PromptFormat],
+    share: Sequence[float],          # of the training prompts, for each format
+    tokenizer: Any,                  # a TinyTokenizer
+    config: Any,                     # a TinyConfig
+    seed: int = 0,                   # of weights and training data
+    steps: int = 1600,
+    batch: int = 32,                 # prompts a step
+    lr: float = 4e-3,
+):                                   # the trained TinyTransformer
+    "Train a tiny transformer on prompts in these formats: the answer counts fully, everything else at a tenth."
+    from designloop.models.tiny_lm import EOS, TinyTransformer, pack, token_logprobs
+    from designloop.models.tiny_lm_bases import new_optimizer, sft_loss, update
+    model, rng = TinyTransformer(config, seed), seed_streams(seed)["data"]
+    optimizer = new_optimizer(model, lr)
+    for step in range(1, steps + 1):
+        drawn = [(formats[i], problem(rng)) for i in rng.choice(len(formats), batch, p=share)]
+        labels = [tokenizer.encode(f.label(p)) for f, p in drawn]
+        tokens, answer = pack([tokenizer.encode(f.render(p["demos"], p)) for f, p in drawn], [[*label, EOS] for label in labels])
+        everything = tokens != 0
+        everything[:, 0] = False
+        logp = token_logprobs(model, tokens, everything)
+        for group in optimizer.param_groups: group["lr"] = lr * min(1.0, step / 50) * (1 - 0.95 * (step - 1) / steps)
+        update(model, optimizer, sft_loss(logp, answer) + 0.1 * sft_loss(logp, everything))
+    return model
+
 def string_rules_lm(
     n_formats: int = 6,              # formats in training: 3 common, the others rare
     seed: int = 0,                   # of weights and training data
@@ -359,30 +388,21 @@ def string_rules_lm(
     one_token: bool = False,         # each separator and space as one token
     formats: Sequence[PromptFormat] | None = None,     # default: the first of `sample_formats` with seed 0
     common: float = 0.9,             # share of training prompts in the first three formats
+    n_demos: Sequence[int] = (3,),   # numbers of worked examples seen in training
 ) -> TinyLM:                         # from the cache, or trained now
     "A tiny transformer that learned string rules in a few formats."
-    from designloop.models.tiny_lm import EOS, TinyConfig, TinyLM, TinyTransformer, pack, token_logprobs
-    from designloop.models.tiny_lm_bases import cached_base, new_optimizer, sft_loss, update
+    from designloop.models.tiny_lm import TinyConfig, TinyLM
+    from designloop.models.tiny_lm_bases import cached_base
     formats = list(sample_formats(string_grammar(), n_formats, 0) if formats is None else formats)
     k = min(3, len(formats))
     share = np.array([common / k] * k + [(1 - common) / max(1, len(formats) - k)] * (len(formats) - k))
     share /= share.sum()
     tokenizer = string_tokenizer(one_token)
-    config = TinyConfig(vocab=tokenizer.size)
-    def train() -> TinyLM:
-        model, rng = TinyTransformer(config, seed), seed_streams(seed)["data"]
-        optimizer = new_optimizer(model, lr)
-        for step in range(1, steps + 1):
-            drawn = [(formats[i], string_problem(rng)) for i in rng.choice(len(formats), batch, p=share)]
-            tokens, answer = pack([tokenizer.encode(f.render(p["demos"], p)) for f, p in drawn], [[*tokenizer.encode(p["output"]), EOS] for _, p in drawn])
-            everything = tokens != 0
-            everything[:, 0] = False
-            logp = token_logprobs(model, tokens, everything)
-            for group in optimizer.param_groups: group["lr"] = lr * min(1.0, step / 50) * (1 - 0.95 * (step - 1) / steps)
-            update(model, optimizer, sft_loss(logp, answer) + 0.1 * sft_loss(logp, everything))
-        return TinyLM(model, tokenizer, f"tiny:string-rules-{len(formats)}")
+    config = TinyConfig(vocab=tokenizer.size, context=128 if max(n_demos) <= 3 else 160)
+    def problem(rng: np.random.Generator) -> dict: return string_problem(rng, n_demos[0] if len(n_demos) == 1 else n_demos[rng.integers(len(n_demos))])
+    def train() -> TinyLM: return TinyLM(train_in_formats(problem, formats, share, tokenizer, config, seed, steps, batch, lr), tokenizer, f"tiny:string-rules-{len(formats)}")
     key = {"formats": [f.key for f in formats], "config": asdict(config), "words": tokenizer.hash, "seed": seed, "steps": steps, "batch": batch, "lr": lr,
-           "common": common, "recipe": 1}
+           "common": common, "recipe": 1, **({"n_demos": list(n_demos)} if tuple(n_demos) != (3,) else {})}
     return cached_base("string-rules", key, train)
 
 # %% ../../../nbs/evaluators/formatspread.ipynb #8d82f6e2
@@ -486,3 +506,21 @@ def format_identifiability(
         s = proportion_ci(hit.astype(int), name="identified")
         rows.append({"components": c, "accuracy": s.value, "low": s.ci[0], "high": s.ci[1]})
     return pd.DataFrame(rows)
+
+# %% ../../../nbs/evaluators/formatspread.ipynb #696cabe0
+def item_agreement(
+    outcomes: Any,              # 0 or 1 [N, items], from `full_evaluation`
+    level: float = 0.95,
+) -> Report:                    # shares of items, and the agreement of two formats
+    "Items that are right in every format, in none, or in some. Raises `ParameterError` for fewer than two formats or outcomes that are not 0 or 1."
+    matrix = np.asarray(outcomes, float)
+    if matrix.ndim != 2 or len(matrix) < 2 or not np.isin(matrix, (0, 1)).all():
+        raise ParameterError(f"outcomes has shape {matrix.shape}; give 0 or 1 for two formats or more, [formats, items].")
+    (N, n), right = matrix.shape, matrix.sum(0)
+    kinds = {"right in every format": right == N, "wrong in every format": right == 0, "depends on the format": (right > 0) & (right < N)}
+    scores = {name: proportion_ci(hit.astype(int), name=name, level=level, higher_is_better=name != "depends on the format") for name, hit in kinds.items()}
+    alike = (right * (right - 1) + (N - right) * (N - right - 1)) / (N * (N - 1))               # share of pairs of formats that agree on an item
+    p = matrix.mean(1)
+    chance = float(np.mean([a * b + (1 - a) * (1 - b) for i, a in enumerate(p) for b in p[i + 1:]]))
+    scores["two formats agree"] = mean_ci(alike, "two formats agree", level, (0, 1), method="t", meta={"if items did not matter": chance})
+    return Report(f"Agreement of {N} formats on {n} items", scores)
