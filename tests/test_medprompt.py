@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from designloop.core.errors import ParameterError, StateError
+from designloop.core.data import known_file, locate
+from designloop.core.errors import DataMissing, ParameterError, StateError
 from designloop.lm.protocol import Completion, FunctionLM
 from designloop.optimizers.medprompt import (
     LETTERS,
@@ -21,6 +22,19 @@ from designloop.optimizers.medprompt import (
     position_consistency,
     unread_share,
 )
+from designloop.tasks.exam_questions import (
+    EXAM_FAMILIES,
+    EXAM_LAYOUT,
+    EXAM_PLACES,
+    exam_abilities,
+    exam_questions,
+    exam_rows,
+    exam_rules,
+    ideal_examinee,
+    train_exam_lm,
+)
+from designloop.tasks.prompt_tasks import LETTERS as VALUES
+from designloop.tasks.prompt_tasks import RULES, answer_of, bbh_choice_questions
 
 FOUR = MCQ("Which?", ("w", "x", "y", "z"), 0, "four")
 
@@ -223,6 +237,98 @@ def test_plus_adds_direct_votes_and_weighs_them_by_the_router():
     answers = MedpromptPlus(FunctionLM(split, name="split"), k=2, n_ensemble=5, direct=6, permutations="latin").fit(train).predict(test)
     assert all(len(a.votes) == 11 for a in answers)
     assert all(a.index == q.answer for a, q in zip(answers, test, strict=True) if "tin" in q.question)       # 5 x 2 against at most 6
+
+
+def test_without_a_router_all_votes_weigh_the_same_and_nobody_is_asked():
+    seen = []
+    def split(prompt, rng):
+        seen.append(prompt)
+        letters = options_of(prompt)
+        want = "+" if prompt.endswith("Reasoning: ") else "-"
+        return ("r. Answer: " if want == "+" else "") + next(x for x, m in letters if m == want)
+    train, test = quiz(30), quiz(4, start=400)
+    answers = MedpromptPlus(FunctionLM(split, name="split"), k=0, n_ensemble=5, direct=4, router=None).fit(train).predict(test)
+    assert all(a.index == q.answer and a.vote_share == 5 / 9 and a.n_calls == 9 for a, q in zip(answers, test, strict=True)) and not any("scratch pad" in p for p in seen)
+    with pytest.raises(ParameterError, match="needs the slot {question}"): MedpromptPlus(knowing(1.0), router="Reason?")
+
+
+# --- exams and the model that reads them ------------------------------------------------------------------------------------------------------------------------
+
+def as_mcqs(rows): return [MCQ(q["question"], q["options"], q["answer"], q["id"]) for q in rows]
+
+
+def test_exam_questions_follow_their_rules_and_their_chances():
+    rules = exam_rules(3)
+    assert rules == exam_rules(3) != exam_rules(4) and set(rules) == set(EXAM_FAMILIES) and all(list(rules.values()).count(r) == 2 for r in RULES)
+    rows = exam_questions(np.random.default_rng(0), 3000, rules, EXAM_PLACES)
+    for q in rows:
+        record = np.array([VALUES.index(c) for c in q["question"][1:8:2]])
+        right, told = (VALUES[answer_of(record[None], np.array([r]))[0]] for r in (q["rule"], q["rumour"]))
+        assert q["options"][q["answer"]] == right and told in q["options"] and len(set(q["options"])) == 4
+        assert rules[q["family"]] == q["rule"] and q["question"].endswith(q["family"])
+        assert q["expert"][-3] == right and q["hearsay"][-3] == told and q["expert"][-1] == "ABCD"[q["answer"]]
+    # standard errors 0.009; a false alarm at 4 of them: 1e-4 each
+    places, true = np.bincount([q["answer"] for q in rows], minlength=4) / 3000, np.mean([q["rule"][0] == q["rumour"][0] for q in rows])
+    assert abs(places - EXAM_PLACES).max() < 0.036 and abs(true - 0.7) < 0.036
+    assert len({(q["question"], tuple(sorted(q["options"]))) for q in rows}) == 3000
+    with pytest.raises(ParameterError, match="rules is empty"): exam_questions(np.random.default_rng(0), 1, {})
+    with pytest.raises(ParameterError, match="four chances that sum to 1"): exam_questions(np.random.default_rng(0), 1, rules, (0.5, 0.5, 0.5, -0.5))
+
+
+def test_prompts_of_the_recipe_look_like_the_corpus():
+    rng = np.random.default_rng(1)
+    pattern = r"([A-D][a-e]){4} (w[a-e]x[a-e]y[a-e]z[a-e]) [w-z][=+-] [a-z]{5}"
+    for cot, reply in ((1.0, r"[w-z][=+-][a-e]~[a-e]>[A-D]"), (0.0, r"[A-D]")):
+        for asked, said, _ in (q for row in exam_rows(rng, 20, 6, cot) for q in row):
+            assert re.fullmatch(pattern + ("" if cot else ">"), asked) and re.fullmatch(reply + r"\n", said)
+    own = [o for row in exam_rows(rng, 200, 6) for _, _, o in row]
+    assert abs(np.mean(own) - 0.8) < 0.05                                   # 1,200 draws, four standard errors
+    seen, rows = [], exam_questions(rng, 30, exam_rules(0))
+    spy = FunctionLM(lambda p, r: (seen.append(p), ideal_examinee(p))[1], name="spy")
+    for cot in (True, False):
+        seen.clear()
+        med = Medprompt(spy, layout=MCQLayout(**EXAM_LAYOUT), k=5, cot=cot, keep="all").fit(as_mcqs(rows))
+        answers = med.predict(as_mcqs(exam_questions(rng, 4, exam_rules(0), start=500)))
+        assert unread_share(answers) == 0
+        *shown, last = seen[-1].split("\n")
+        assert len(shown) == 5 and re.fullmatch(pattern + ("" if cot else ">"), last)
+        assert all(re.fullmatch(pattern + (r"[w-z][=+-][a-e]~[a-e]>[A-D]" if cot else r">[A-D]"), line) for line in shown)
+
+
+def test_the_ideal_examinee_believes_worked_questions_and_gains_from_each_part_it_can_use():
+    rules = exam_rules(5)
+    rng = np.random.default_rng(2)
+    learn, ask = exam_questions(rng, 120, rules), exam_questions(rng, 200, rules, start=900)
+    lm, layout = FunctionLM(ideal_examinee, name="ideal"), MCQLayout(**EXAM_LAYOUT)
+    def right(expert=False, **options):
+        med = Medprompt(lm, layout=layout, **options)
+        if med.options.k: med.fit(as_mcqs(learn), [q["expert"] for q in learn] if expert else None)
+        return np.mean([a.index == q["answer"] for a, q in zip(med.predict(as_mcqs(ask)), ask, strict=True)])
+    zero, near = right(k=0, n_ensemble=1), right(n_ensemble=1, expert=True)
+    assert near > 0.9 > 0.75 > zero > 0.35                                  # expected about 0.98 and 0.55; standard error 0.035
+    assert right(k=0, cot=False, n_ensemble=1) == zero                      # it needs no reasoning
+    table = exam_abilities(lm, 40)
+    assert (table.value == 1).all() and (table.letter == 1).all() and list(table.columns) == ["shown", "family", "right", "rule", "value", "letter"]
+    with pytest.raises(ParameterError, match="must end with a question"): ideal_examinee("Which?")
+
+
+def test_a_short_training_learns_the_form_of_a_reply():
+    losses = []
+    lm = train_exam_lm(1, 100, watch=losses.append)
+    assert len(losses) == 1 and losses[0]["loss"] < 1.6 and lm.tokenizer.words == EXAM_FAMILIES      # log 5 = 1.6: letters and fields at random, everything else known
+    again = train_exam_lm(1, 100)
+    assert again.variant == lm.variant
+    reply = lm.generate([f"AaBeCbDd waxcybze z- {EXAM_FAMILIES[0]}"], 1, 12, 0.0, "\n")[0][0].text
+    assert re.match(r"[w-z][=+-]", reply)
+
+
+def test_choice_questions_of_big_bench_hard_are_all_usable():
+    try: locate(known_file("big-bench-hard/bbh.jsonl.gz"))
+    except DataMissing: pytest.skip("big-bench-hard/bbh.jsonl.gz is not here")
+    rows = bbh_choice_questions()
+    found = as_mcqs(rows)                                                   # MCQ refuses equal options and answers outside
+    assert len(found) > 2000 and len({q.id for q in found}) == len(found) and len({r["task"] for r in rows}) >= 10
+    assert all("Options:" not in q.question for q in found)
 
 
 def test_another_seed_gives_other_orders_and_the_same_seed_the_same_answers():

@@ -423,10 +423,12 @@ class MedpromptPlus(Medprompt):
         embedder: Callable | str | None = None,
         layout: MCQLayout | None = None,
         direct: int = 10,              # further votes without reasoning
+        router: str | None = ROUTER,   # asks the model whether a question needs reasoning; None: all votes weigh the same
         **options,                     # of MedpromptOptions
     ):
         super().__init__(lm, embedder, layout, **options)
-        self.direct = check_number("direct", direct, 1, integer=True)
+        self.direct, self.router = check_number("direct", direct, 1, integer=True), router
+        if router is not None and "{question}" not in router: raise ParameterError(f"router={router!r} needs the slot {{question}}; or give None for no router.")
         if not self.options.cot: raise ParameterError("cot=False leaves nothing to weigh; MedpromptPlus adds direct votes to votes with reasoning.")
 
     def predict(self, test: Sequence[MCQ]) -> list[MCQAnswer]:
@@ -438,11 +440,12 @@ class MedpromptPlus(Medprompt):
         plain.options = replace(self.options, cot=False, n_ensemble=self.direct)
         if self.store is not None:
             plain.store = ExemplarStore(self.store.questions, self.store.embeddings, [[f"{self.layout.marker}{LETTERS[q.answer]}"] for q in self.store.questions])
-        asked = self.meter.generate([ROUTER.replace("{question}", self.layout.ask(q, range(len(q.options)))) for q in test], 1, 20, 0.0, None, self.options.seed)
+        asked = [[] for _ in test] if self.router is None else self.meter.generate(
+            [self.router.replace("{question}", self.layout.ask(q, range(len(q.options)))) for q in test], 1, 20, 0.0, None, self.options.seed)
         found = []
         for a, b, said in zip(reasoned, plain.predict(test), asked, strict=True):
-            weight = 2.0 if re.search(r"\byes\b", said[0].text, re.IGNORECASE) else 0.5
+            weight = 1.0 if not said else 2.0 if re.search(r"\byes\b", said[0].text, re.IGNORECASE) else 0.5
             index, share = plurality([*a.votes, *b.votes], weights=[weight] * len(a.votes) + [1.0] * len(b.votes))
-            found.append(replace(a, index=index, votes=(*a.votes, *b.votes), vote_share=share, rationales=(*a.rationales, *b.rationales), n_calls=a.n_calls + b.n_calls + 1,
-                                 n_tokens=a.n_tokens + b.n_tokens + said[0].n_tokens + said[0].n_prompt_tokens))
+            found.append(replace(a, index=index, votes=(*a.votes, *b.votes), vote_share=share, rationales=(*a.rationales, *b.rationales), n_calls=a.n_calls + b.n_calls + len(said),
+                                 n_tokens=a.n_tokens + b.n_tokens + sum(c.n_tokens + c.n_prompt_tokens for c in said)))
         return found

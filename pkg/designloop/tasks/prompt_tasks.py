@@ -24,7 +24,8 @@ SLOTS = (tuple(VERBS), tuple(OBJECTS), ORDERS, FORMATS, EMPHASES)
 __all__ = ['FIELDS', 'LETTERS', 'CHANGES', 'VERBS', 'OBJECTS', 'ORDERS', 'FORMATS', 'EMPHASES', 'SLOTS', 'RULES', 'TEXT', 'DEMO',
            'MARKER', 'STOP', 'SEED_INSTRUCTION', 'CHOICE_BIAS', 'rule_name', 'draw_records', 'draw_hints', 'answer_of',
            'question_text', 'rule_task', 'fitting_words', 'rule_rows', 'rule_tokenizer', 'train_rule_lm', 'rule_lm',
-           'ideal_reader', 'bbh_tasks', 'induction_tasks', 'choice_value', 'choice_questions', 'student']
+           'ideal_reader', 'bbh_tasks', 'bbh_choice_questions', 'induction_tasks', 'choice_value', 'choice_questions',
+           'student']
 
 # %% ../../../nbs/tasks/prompt_tasks.ipynb #d973580c
 RULES = tuple((f, c) for f in range(4) for c in range(3))         # (field, change)
@@ -210,6 +211,20 @@ def bbh_tasks(
     "The tasks of BIG-Bench Hard. Raises `DataMissing` with where to get the file."
     found: dict[str, list[tuple[str, str]]] = {}
     for row in _json_lines("big-bench-hard", "bbh.jsonl.gz", path): found.setdefault(row["task"], []).append((row["input"], row["target"]))
+    return found
+
+def bbh_choice_questions(
+    path=None,                     # the file; default: where data is looked for
+) -> list[dict]:                   # question, options, answer (place of the right option), id, task
+    "The questions of BIG-Bench Hard that offer lettered options, all different, one of them right. Raises `DataMissing` with where to get the file."
+    import re
+    found = []
+    for task, pairs in bbh_tasks(path).items():
+        for i, (text, target) in enumerate(pairs):
+            options, letter = re.findall(r"^\(([A-Z])\) (.+)$", text, re.MULTILINE), re.fullmatch(r"\(([A-Z])\)", target)
+            letters, texts = [a for a, _ in options], [o.strip() for _, o in options]
+            if letter and letter[1] in letters and len(texts) > 1 and len({o.casefold() for o in texts}) == len(texts):
+                found.append(dict(question=text.partition("Options:")[0].strip(), options=texts, answer=letters.index(letter[1]), id=f"{task}/{i}", task=task))
     return found
 
 def induction_tasks(
