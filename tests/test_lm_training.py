@@ -14,7 +14,20 @@ from designloop.models.tiny_lm import EOS, TinyLM, TinyTokenizer, TinyTransforme
 from designloop.models.tiny_lm_bases import sft, sft_loss, update
 from designloop.optimizers.lm_curves import LiveCurves
 from designloop.optimizers.lm_losses import aggregated, gae, group_advantages, grpo_loss, kl_k3, preference_loss, process_advantages, step_loss
-from designloop.optimizers.lm_training import RewardModel, fit_reward, grpo, grpo_update, new_optimizer, ppo, rejection_sft, rollout, select, step_positions, step_rewards
+from designloop.optimizers.lm_training import (
+    RewardModel,
+    fit_reward,
+    grpo,
+    grpo_update,
+    new_optimizer,
+    ppo,
+    rejection_sft,
+    reward_for,
+    rollout,
+    select,
+    step_positions,
+    step_rewards,
+)
 
 TOKENIZER = TinyTokenizer()
 LETTERS = "abcdefgh"
@@ -267,3 +280,31 @@ def test_the_loss_of_a_model_is_the_loss_of_its_logits(base):
     by_logits = base(tokens)[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
     assert torch.isclose(sft_loss(token_logprobs(base, tokens, mask), mask), sft_loss(by_logits, mask[:, 1:]), atol=1e-5)
     assert isinstance(RewardModel(base, TOKENIZER)(tokens), torch.Tensor)
+
+
+# --- through TRL -----------------------------------------------------------------------------------------------------
+
+def test_every_loop_works_out_the_default_reward_alike():
+    chain = Chain()
+    assert reward_for(chain)(["1+1?", "1+1?"], [">2", ">3"]) == [1.0, 0.0] and reward_for(chain, many_a) is many_a and reward_for([":"], many_a) is many_a
+    for loop in (grpo, rejection_sft, ppo):
+        with pytest.raises(ParameterError, match="reward=None needs a family as prompts"): loop(TinyTransformer("nano", 0), TOKENIZER, [":"])
+
+
+def test_the_loops_of_trl_leave_our_history_behind():
+    pytest.importorskip("trl", reason="trl is not installed (extra hf)")
+    from designloop.optimizers.lm_trl import grpo_trl, sft_trl
+    lm, seen = TinyLM.hf("lfm2"), []
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    h = sft_trl(lm, words, steps=12, batch=8, evaluate=lambda m: 0.5, every=6, watch=seen.append)
+    assert list(h.step) == list(range(1, 13)) and h.loss.iloc[-1] < h.loss.iloc[0] and h.score.notna().sum() == 2 and len(seen) == 12
+    start = lm.variant
+    g = grpo_trl(lm, prompts, many_a, steps=3, n_rollouts=4, prompts_per_step=4, max_tokens=6)
+    assert list(g.step) == [1, 2, 3] and {"reward", "length", "degenerate", "entropy"} <= set(g) and g.reward.between(0, 1).all() and lm.variant != start
+    assert torch.equal(before, torch.random.get_rng_state()) and (numpy_before == np.random.get_state()[1]).all()
+    with pytest.raises(ParameterError, match="n_rollouts=1"): grpo_trl(lm, prompts, many_a, n_rollouts=1)
+    with pytest.raises(ParameterError, match="reward=None"): grpo_trl(lm, [":"])
+    with pytest.raises(ParameterError, match="data is empty"): sft_trl(lm, [], steps=2)
+    with pytest.raises(OutcomeError, match="reward broken"):
+        def broken(asked, answers): return [float("nan")] * len(answers)
+        grpo_trl(lm, prompts, broken, steps=1, n_rollouts=4, prompts_per_step=2, max_tokens=4)

@@ -95,12 +95,12 @@ def test_duplicates_and_white_space_do_not_count_twice():
 
 
 def test_step_rewards_take_the_worst_step():
-    reward = StepReward(FAMILY, steps=lambda p, a: [0.5, -0.25, 1.0])
+    reward = StepReward(FAMILY, steps=lambda p, a: [[0.5, -0.25, 1.0]])
     values, right = reward(["1+1?"], ["1+1=0>0"])
     assert values.tolist() == [1 - 0.05] and right.tolist() == [True]
     noisy = StepReward(FAMILY, noise=1.0)(["1+1?"], ["1+1=0>0"])[0]
     assert noisy.tolist() == [1 - 0.2]
-    with pytest.raises(ParameterError, match=r"\[-1, 1\]"): StepReward(FAMILY, steps=lambda p, a: [2.0])(["1+1?"], [">0"])
+    with pytest.raises(ParameterError, match=r"\[-1, 1\]"): StepReward(FAMILY, steps=lambda p, a: [[2.0]])(["1+1?"], [">0"])
 
 
 @pytest.mark.parametrize("kind", [OnlineRFT, IterativeRFT, RestEM, STaR, BSTaR])

@@ -268,6 +268,18 @@ def test_only_arithmetic_is_evaluated():
     assert not Countdown().verify("3,5,2:13?", ">3*5-2-2+2") and Countdown().verify("3,5,2:13?", ">(5*3)-2")
 
 
+def test_every_solution_of_a_countdown_is_found_and_an_attempt_that_fails_is_taken_back():
+    family, rng = Countdown(), np.random.default_rng(0)
+    ways = ["3*5=15;15-2=13>(3*5)-2", "5*3=15;15-2=13>(5*3)-2", "5*2=10;10+3=13>(5*2)+3", "2*5=10;10+3=13>(2*5)+3"]
+    assert family.solutions("3,5,2:13?") == ways and family.solution("3,5,2:13?") == ways[0]
+    for p, s in family.corpus(rng, 50, (2, 3, 4)):
+        found = family.solutions(p)
+        assert s in found and len(set(found)) == len(found) and all(family.verify(p, t) and all(ok for _, ok in family.steps(t, p)) for t in found)
+        tried, _, again = family.corrupt(rng, s, "backtrack").rpartition("!")
+        assert again == s and (not tried or all(ok for _, ok in family.steps(tried, p)) and not tried.endswith(f"={family.parse(p)[1]}"))
+    with pytest.raises(ParameterError, match="no solution from left to right"): family.solution("1,1:99?")
+
+
 def test_bad_problems_are_refused():
     chain, rng = Chain(), np.random.default_rng(0)
     with pytest.raises(ParameterError, match="level=0"): chain.sample(rng, 0)
@@ -364,3 +376,24 @@ def test_share_solved_is_that_of_the_verifier():
     model = TinyTransformer("nano", 0)
     sft(model, TOKENIZER, [("1+1?", ">2"), ("2+2?", ">5")], steps=60, warmup=5)
     assert solved(model, TOKENIZER, "chain", ["1+1?", "2+2?"], max_tokens=6).tolist() == [[True], [False]]
+
+
+# --- in transformers -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["lfm2", "llama"])
+def test_a_model_of_transformers_writes_what_it_reads(kind):
+    pytest.importorskip("transformers", reason="transformers is not installed (extra hf)")
+    before = torch.random.get_rng_state()
+    lm, twin, other = TinyLM.hf(kind), TinyLM.hf(kind), TinyLM.hf(kind, seed=1)
+    assert torch.equal(before, torch.random.get_rng_state()) and lm.variant == twin.variant != other.variant
+    with torch.no_grad(): lm.model.lm_head.weight.mul_(4)
+    assert lm.variant != twin.variant                                  # training changes the name of the weights
+    drawn = [(p, c) for p, texts in zip(PROMPTS, lm.generate(PROMPTS, n=6, max_tokens=20, seed=1), strict=True) for c in texts if c.text and c.n_tokens == len(c.text)]
+    read = lm.logprobs([p for p, _ in drawn], [c.text for _, c in drawn])
+    assert len(drawn) > 6 and max(float((c.token_logprobs - r).abs().max()) for (_, c), r in zip(drawn, read, strict=True)) < 1e-3
+    assert lm.tokenizer.encode("3+4?", add_special_tokens=False) == TOKENIZER.encode("3+4?") and lm.context == 128
+
+
+def test_a_model_of_transformers_is_asked_for_rightly():
+    with pytest.raises(ParameterError, match="'gpt' is not known.*'lfm2'"): TinyLM.hf("gpt")
+    with pytest.raises(ParameterError, match="'huge' is not known.*'nano'"): TinyLM.hf("llama", "huge")

@@ -46,14 +46,33 @@ class TransformersLM(LM):
         except ModuleNotFoundError: transformers = None
         if transformers is None: raise LMError("transformers is not installed, and TransformersLM needs it: pip install 'designloop[lm]'.", final=True)
         import torch
-        self.batch, self.folder = check_number("batch", batch, 1, integer=True), folder
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.folder = folder
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype or "auto").to(self.device).eval()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype or "auto").to(where).eval()
         except (OSError, ValueError, KeyError) as error:
             raise ParameterError(f"folder={str(folder)!r} cannot be loaded as a model that writes text: {' '.join(str(error).split())[:200]}") from None
-        self.name, self.variant, self.chat = folder.resolve().name, _fingerprint(folder), bool(getattr(self.tokenizer, "chat_template", None))
+        self._take(model, tokenizer, folder.resolve().name, batch)
+        self._stored = _fingerprint(folder)
+
+    @classmethod
+    def of(cls,
+        model: Any,                      # a causal model of `transformers`; not copied, so that training it trains this
+        tokenizer: Any,                  # its tokenizer
+        name: str = "in memory",         # the model's id in records
+        batch: int = 16,                 # texts at a time
+    ) -> TransformersLM:
+        "A model that is in memory already, for instance one that is being trained."
+        lm = cls.__new__(cls)
+        lm.folder, lm._stored = None, None
+        lm._take(model.eval(), tokenizer, name, batch)
+        return lm
+
+    def _take(self, model: Any, tokenizer: Any, name: str, batch: int) -> None:
+        import transformers
+        self.batch, self.model, self.tokenizer, self.name = check_number("batch", batch, 1, integer=True), model, tokenizer, name
+        self.device, self.chat = model.device, bool(getattr(tokenizer, "chat_template", None))
         if self.tokenizer.pad_token_id is None: self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
         own = self.model.generation_config
         ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
@@ -62,7 +81,15 @@ class TransformersLM(LM):
         # none of the penalties and defaults that a folder may bring
         self.model.generation_config = transformers.GenerationConfig(eos_token_id=self.ends or None, pad_token_id=self.tokenizer.pad_token_id)
 
-    def __repr__(self) -> str: return f"TransformersLM({str(self.folder)!r})"
+    @property
+    def variant(self) -> str:
+        "A hash of the folder, or of weights in memory, as they are now."
+        if self._stored is not None: return self._stored
+        digest = hashlib.sha256(self.model.config.to_json_string().encode())
+        for p in self.model.state_dict().values(): digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str: return f"TransformersLM({str(self.folder)!r})" if self.folder is not None else f"TransformersLM.of({self.name!r})"
 
     def _words(self, prompt: Prompt) -> tuple[str, bool]:
         "A prompt as the model reads it, and whether special tokens are still to be added."
@@ -144,7 +171,7 @@ def _first(self: TransformersLM) -> int:
 
 def _complete(self: TransformersLM, jobs: Iterable[Job], sampling: Sampling) -> Iterator[tuple[Job, Completion]]:
     "Batches of `batch` jobs."
-    jobs = iter(jobs)
+    jobs, _ = iter(jobs), self.model.eval()              # a trainer may have left it otherwise
     while part := list(itertools.islice(jobs, self.batch)): yield from self._batch(part, sampling)
 
 TransformersLM._decode, TransformersLM._batch, TransformersLM._first, TransformersLM.complete = _decode, _batch, _first, _complete
@@ -167,6 +194,7 @@ def _pair(self: TransformersLM, prompt: Prompt, text: str) -> tuple[list[int], i
 def _read(self: TransformersLM, prompts: list[Prompt], continuations: list[str]) -> list[Tensor]:
     "Log-probabilities of the tokens of continuations. Raises `LMError` if a text does not fit the context."
     import torch
+    self.model.eval()
     pairs = [self._pair(p, c) for p, c in zip(prompts, continuations, strict=True)]
     longest = max(len(ids) for ids, _ in pairs)
     if self.context and longest > self.context: raise LMError(f"a text of {longest} tokens exceeds the {self.context} tokens of {self.name}; shorten it.", final=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -301,22 +302,45 @@ class Countdown(TextFamily):
     "Reach a target from given numbers, each used once: `3,5,2:13?` is solved by `3*5=15;15-2=13>(3*5)-2`. The level is how many numbers."
     name = "countdown"
     low, high, levels = 2, 4, (3,)
-    styles = ("clean", "short", "guess", "broken")
+    styles = ("clean", "short", "guess", "broken", "backtrack")
+
+    @staticmethod
+    def written(
+        numbers: Sequence[int],        # in the order they are used
+        ops: str,                      # one less than numbers
+    ) -> tuple[int, str, str] | None:  # the value, the steps, the expression; None if an intermediate result leaves 1 to 99
+        "Work from left to right."
+        value, expression, steps = numbers[0], str(numbers[0]), []
+        for k, (op, b) in enumerate(zip(ops, numbers[1:], strict=True)):
+            new = value + b if op == "+" else value - b if op == "-" else value * b
+            steps.append(f"{value}{op}{b}={new}")
+            expression = f"{expression if k == 0 else f'({expression})'}{op}{b}"
+            value = new
+            if not 0 < value < 100: return None
+        return value, ";".join(steps), expression
+
+    def attempt(self, rng: np.random.Generator, numbers: Sequence[int]) -> tuple[int, str, str]:
+        "Random operations on numbers in this order, until every result is between 1 and 99."
+        while True:
+            found = self.written(numbers, "".join("+-*"[i] for i in rng.integers(3, size=len(numbers) - 1)))
+            if found: return found
 
     def problem(self, rng, level):
-        while True:
-            numbers = rng.integers(1, 10, size=level).tolist()
-            value, expression, steps = numbers[0], str(numbers[0]), []
-            for k, b in enumerate(numbers[1:]):
-                op = "+-*"[rng.integers(3)]
-                new = {"+": value + b, "-": value - b, "*": value * b}[op]
-                steps.append(f"{value}{op}{b}={new}")
-                expression = f"{expression if k == 0 else f'({expression})'}{op}{b}"
-                value = new
-                if not 0 < value < 100: break
-            else: break
-        shown = [numbers[i] for i in rng.permutation(level)]
-        return f"{','.join(map(str, shown))}:{value}?", ";".join(steps) + ">" + expression
+        numbers = rng.integers(1, 10, size=level).tolist()
+        value, steps, expression = self.attempt(rng, numbers)
+        return f"{','.join(str(numbers[i]) for i in rng.permutation(level))}:{value}?", f"{steps}>{expression}"
+
+    def solutions(self, prompt: str) -> list[str]:
+        "Every solution from left to right, in a fixed order."
+        numbers, target = self.parse(prompt)
+        tried = (self.written(order, "".join(ops)) for order in dict.fromkeys(itertools.permutations(numbers)) for ops in itertools.product("+-*", repeat=len(numbers) - 1))
+        return [f"{t[1]}>{t[2]}" for t in tried if t and t[0] == target]
+
+    def solution(self, prompt):
+        "The first of `solutions`. Raises `ParameterError` if there is none from left to right."
+        found = self.solutions(prompt)
+        if not found: raise ParameterError(f"prompt={prompt!r} has no solution from left to right with results between 1 and 99.")
+        return found[0]
 
     def parse(self, prompt: str) -> tuple[list[int], int]:      # the numbers and the target
         "Read a prompt. Raises `ParameterError` if it is not one."
@@ -335,14 +359,14 @@ class Countdown(TextFamily):
         "Check the arithmetic of every step, and the expression behind the marker if the prompt is given."
         body, found, answer = completion.partition(">")
         out = []
-        for text in filter(None, body.split(";")):
+        for text in filter(None, re.split("[;!]", body)):
             m = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", text)
             out.append((text, bool(m) and arithmetic(f"{int(m[1])}{m[2]}{int(m[3])}")[0] == int(m[4])))
         if found: out.append((">" + answer, prompt is None or self.verify(prompt, completion)))
         return out
 
     def corrupt(self, rng, solution, kind="guess"):
-        "The solution in another style, see `STYLES`; `guess` gives an expression with another operation."
+        "The solution in another style, see `STYLES`; `guess` gives an expression with another operation, `backtrack` tries something that fails first."
         check_choice("kind", kind, self.styles)
         body, _, answer = solution.partition(">")
         if kind == "clean": return solution
@@ -352,12 +376,18 @@ class Countdown(TextFamily):
             for i in [i for i, c in enumerate(answer) if c in "+-*"]:
                 others += [o for op in "+-*" if arithmetic(o := answer[:i] + op + answer[i + 1:])[0] != value]
             return ">" + others[rng.integers(len(others))]
+        if kind == "backtrack":
+            target, numbers = arithmetic(answer)
+            for _ in range(100):                                # nearly always the first or second
+                value, tried, _ = self.attempt(rng, [numbers[i] for i in rng.permutation(len(numbers))])
+                if value != target: return f"{tried}!{solution}"
+            return solution
         written = body.split(";")
         at = int(rng.integers(len(written)))
         left, result = written[at].split("=")
         return ";".join([*written[:at], f"{left}={int(result) + int(rng.integers(1, 10))}"])
 
-    def longest(self, level=None): return 14 * max(self._levels(level)) + 6
+    def longest(self, level=None): return 22 * max(self._levels(level)) + 6        # with one attempt that failed
 
 # %% ../../../nbs/models/text_families.ipynb #1d11ca23
 FAMILIES = {cls.name: cls for cls in (Chain, ColumnAdd, StringOps, Countdown)}

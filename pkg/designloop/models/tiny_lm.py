@@ -487,4 +487,15 @@ class TinyLM(LM):
         from designloop.models.tiny_lm_bases import named_base
         return named_base(name, seed)
 
+    @staticmethod
+    def hf(
+        kind: str = "lfm2",       # architecture: "lfm2", or "llama"
+        size: str = "nano",       # one of `PRESETS`
+        seed: int = 0,            # of the weights
+        words: Sequence[str] = (),
+    ) -> LM:                      # a `TransformersLM`; its `.model` and `.tokenizer` go into any trainer
+        "A tiny untrained model of `transformers` with the same table. Raises `ParameterError` where transformers is not installed."
+        from designloop.models.tiny_lm_hf import hf_tiny
+        return hf_tiny(kind, size, seed, words)
+
     def __repr__(self) -> str: return f"TinyLM({self.name!r}, {self.model.n_weights:,} weights, context {self.context})"

@@ -201,6 +201,7 @@ RECIPES = {
     "chain": {"family": "chain", "steps": 3000, "target": 0.98},
     "column_add": {"family": "column_add", "steps": 3000, "target": 0.98, "batch": 32, "lr": 3e-3},
     "string_ops": {"family": "string_ops", "steps": 5000, "target": 0.98, "batch": 32, "lr": 3e-3},
+    "countdown": {"family": "countdown", "steps": 1500, "mix": {"clean": 0.7, "backtrack": 0.3}},
     "chain-mixed": {"parent": "chain", "steps": 250, "lr": 1e-3, "mix": {"clean": 0.5, "short": 0.125, "guess": 0.125, "broken": 0.25}},
 }
 

@@ -58,7 +58,7 @@ class LiveCurves:
         last = row["step"] == self.steps
         if not self.live:
             if last or row["step"] % self.every == 0: print(self.line())
-        elif last or time.monotonic() - self._drawn > self.seconds: self.redraw()
+        elif last or np.isfinite(row.get("score", np.nan)) or time.monotonic() - self._drawn > self.seconds: self.redraw()
 
     @property
     def frame(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
@@ -97,12 +97,12 @@ class LiveCurves:
         try: import ipywidgets as W
         except ImportError as e: raise ParameterError("live=True needs ipywidgets: pip install ipywidgets; or pass live=False.") from e
         self._status, self._picture, self._texts = W.HTML(), W.HTML(), W.HTML()
-        return W.VBox([self._status, self._picture, self._texts])
+        return W.VBox([self._status, self._picture, self._texts]).add_class("designloop-training")
 
     def redraw(self) -> None:
         "Draw everything anew; loops call this by themselves."
         if self.samples is not None: self.shown = list(self.samples())
-        self._status.value = f"<b>{escape(self.line())}</b>"
+        self._status.value = f"<b role='status'>{escape(self.line())}</b>"
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png")
         self._picture.value = f"<img alt='{escape(self.line(), quote=True)}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}' style='max-width:100%'>"

@@ -23,7 +23,7 @@ from ..models.tiny_lm_bases import cached_base, new_optimizer, sft, sft_loss, so
 from .lm_losses import (aggregated, gae, group_advantages, grpo_loss, kl_k3, preference_loss, process_advantages, step_loss, value_loss)
 
 # %% auto #0
-__all__ = ['Reward', 'Rollouts', 'rollout', 'grpo_update', 'draw_prompts', 'correctness', 'grpo', 'step_positions',
+__all__ = ['Reward', 'Rollouts', 'rollout', 'grpo_update', 'draw_prompts', 'correctness', 'reward_for', 'grpo', 'step_positions',
            'step_rewards', 'RewardModel', 'fit_reward', 'select', 'rejection_sft', 'ppo']
 
 # %% ../../../nbs/optimizers/lm_training.ipynb #d49816d7
@@ -160,6 +160,15 @@ def correctness(
     def right(prompts: list[str], answers: list[str]) -> list[float]: return [float(family.verify(p, a)) for p, a in zip(prompts, answers, strict=True)]
     return right
 
+def reward_for(
+    prompts: Sequence[str] | Callable | TextFamily,     # what is asked
+    reward: Reward | None = None,                       # what was given; None: that of the family
+) -> Reward:
+    "The reward of a training run: the one given, else whether the answer of a family's problem is right. Raises `ParameterError` where there is neither."
+    if reward is not None: return reward
+    if not isinstance(prompts, TextFamily): raise ParameterError("reward=None needs a family as prompts; give a function of prompts and answers.")
+    return correctness(prompts)
+
 # %% ../../../nbs/optimizers/lm_training.ipynb #e8ac3b0a
 def grpo(
     model: TinyTransformer,                   # trained in place
@@ -190,9 +199,7 @@ def grpo(
     if n_rollouts == 1: raise ParameterError("n_rollouts=1 leaves nothing to compare an answer with; take 2 or more, or ppo, whose critic is the baseline.")
     for field, value in (("steps", steps), ("n_rollouts", n_rollouts), ("prompts_per_step", prompts_per_step), ("epochs", epochs), ("minibatches", minibatches)):
         check_number(field, value, 1, integer=True)
-    if reward is None:
-        if not isinstance(prompts, TextFamily): raise ParameterError("reward=None needs a family as prompts; give a function of prompts and answers.")
-        reward = correctness(prompts)
+    reward = reward_for(prompts, reward)
     if kl_coef and reference is None: reference = deepcopy(model)
     optimizer = optimizer or new_optimizer(model, lr, weight_decay=0.0)
     streams, generator, rows = seed_streams(seed), torch_generator(seed_streams(seed)["decoding"]), []
@@ -359,9 +366,7 @@ def rejection_sft(
     watch: Callable[[dict], object] | None = None,
 ) -> pd.DataFrame:                            # a row a round: reward, kept, loss, score
     "Sample, keep what is good, fine-tune on it, again. A round without a single good answer changes nothing."
-    if reward is None:
-        if not isinstance(prompts, TextFamily): raise ParameterError("reward=None needs a family as prompts; give a function of prompts and answers.")
-        reward = correctness(prompts)
+    reward = reward_for(prompts, reward)
     optimizer, streams, generator, rows = new_optimizer(model, lr), seed_streams(seed), torch_generator(seed_streams(seed)["decoding"]), []
     for k in range(1, check_number("rounds", rounds, 1, integer=True) + 1):
         batch_of = rollout(model, tokenizer, draw_prompts(prompts, prompts_per_round, streams["data"]), reward, n, max_tokens, temperature, generator)
@@ -400,9 +405,7 @@ def ppo(
     watch: Callable[[dict], object] | None = None,
 ) -> pd.DataFrame:                            # a row a step: reward, length, stopped, entropy, kl, value_loss, explained, score
     "Proximal policy optimisation with a critic (arXiv 1707.06347). Raises `ParameterError`, or `OutcomeError` for rewards that are none."
-    if reward is None:
-        if not isinstance(prompts, TextFamily): raise ParameterError("reward=None needs a family as prompts; give a function of prompts and answers.")
-        reward = correctness(prompts)
+    reward = reward_for(prompts, reward)
     if kl_coef and reference is None: reference = deepcopy(model)
     critic = critic or RewardModel(model, tokenizer)
     optimizer, critic_optimizer = new_optimizer(model, lr, 0.0), new_optimizer(critic, critic_lr, 0.0)

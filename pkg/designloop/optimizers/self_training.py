@@ -42,36 +42,43 @@ def balance_score(
 # %% ../../../nbs/optimizers/self_training.ipynb #dbd9c9a7
 @dataclass
 class StepReward:
-    "Outcome plus a fifth of the worst step. Raises `ParameterError` for step scores outside [-1, 1]."
+    "Outcome plus a fifth of the worst step. Raises `ParameterError` for step scores outside [-1, 1], or not one list an answer."
     family: TextFamily
-    steps: Callable[[str, str], Sequence[float]] | None = None     # function (prompt, answer) -> scores of the steps; default: the checker of the family
-    noise: float = 0.0                                             # share of the checker's verdicts that are flipped, the same ones for the same seed
+    steps: Callable[[Sequence[str], Sequence[str]], Sequence[Sequence[float]]] | None = None     # (prompts, answers) -> scores of each answer's steps; default: the checker
+    noise: float = 0.0                                             # share of step scores whose sign is flipped, the same ones for the same seed
+    outcome_noise: float = 0.0                                     # share of verdicts on the result that are flipped in the reward; what is right is still reported
     seed: int = 0                                                  # of the flips
     weight: float = 0.2                                            # of the worst step; 0: outcome only
     outcome: bool = True                                           # is the result itself rewarded?
 
-    def __post_init__(self): check_number("noise", self.noise, 0, 1); check_number("weight", self.weight, 0)
+    def __post_init__(self):
+        check_number("noise", self.noise, 0, 1); check_number("outcome_noise", self.outcome_noise, 0, 1); check_number("weight", self.weight, 0)
 
-    def _scores(self, prompt: str, answer: str) -> Sequence[float]:
-        if self.steps is not None: return self.steps(prompt, answer)
-        verdicts = [ok for _, ok in self.family.steps(answer, prompt)]
-        if self.noise:
-            rng = np.random.default_rng([self.seed, *f"{prompt}\0{answer}".encode()])
-            verdicts = [ok != (rng.random() < self.noise) for ok in verdicts]
-        return [1.0 if ok else -1.0 for ok in verdicts]
+    def _flips(self, name: str, prompt: str, answer: str, n: int, share: float) -> np.ndarray:      # bool [n]
+        return np.random.default_rng([self.seed, *f"{name}\0{prompt}\0{answer}".encode()]).random(n) < share
+
+    def _worst(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:      # [n]; -1 for an answer without a step
+        "Score of the worst step of each answer."
+        if self.steps is None: found = [[1.0 if ok else -1.0 for _, ok in self.family.steps(a, p)] for p, a in zip(prompts, answers, strict=True)]
+        else: found = list(self.steps(prompts, answers))
+        if len(found) != len(answers): raise ParameterError(f"steps gave {len(found)} lists of scores for {len(answers)} answers; it must give one for each.")
+        worst = np.full(len(answers), -1.0)
+        for i, scores in enumerate(found):
+            scores = np.asarray(scores, float)
+            if not len(scores): continue
+            if scores.min() < -1 or scores.max() > 1 or not np.isfinite(scores).all():
+                raise ParameterError(f"the step scores of {answers[i][:40]!r} run from {scores.min():g} to {scores.max():g}; they must lie in [-1, 1].")
+            if self.noise: scores = np.where(self._flips("steps", prompts[i], answers[i], len(scores), self.noise), -scores, scores)
+            worst[i] = scores.min()
+        return worst
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:     # rewards [n], right or wrong [n]
         "Score answers."
-        rewards, right = np.zeros(len(answers)), np.zeros(len(answers), bool)
-        for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
-            right[i] = self.family.verify(p, a)
-            rewards[i] = self.outcome * float(right[i])
-            if self.weight:
-                scores = list(self._scores(p, a)) or [-1.0]
-                if min(scores) < -1 or max(scores) > 1 or not np.isfinite(scores).all():
-                    raise ParameterError(f"the step scores of {a[:40]!r} run from {min(scores):g} to {max(scores):g}; they must lie in [-1, 1].")
-                rewards[i] += self.weight * min(scores)
-        return rewards, right
+        right = np.array([self.family.verify(p, a) for p, a in zip(prompts, answers, strict=True)], bool)
+        seen = right
+        if self.outcome_noise: seen = right ^ np.array([self._flips("outcome", p, a, 1, self.outcome_noise)[0] for p, a in zip(prompts, answers, strict=True)], bool)
+        rewards = self.outcome * seen.astype(float)
+        return rewards + self.weight * self._worst(prompts, answers) if self.weight else rewards, right
 
 # %% ../../../nbs/optimizers/self_training.ipynb #74b6986f
 def canonical(text: str) -> str:

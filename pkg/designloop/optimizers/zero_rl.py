@@ -21,7 +21,7 @@ from ..lm.protocol import LM
 from ..models.text_families import TextFamily
 from ..models.tiny_lm import TinyLM, sample
 from ..models.tiny_lm_bases import new_optimizer, sft
-from .lm_training import Rollouts, correctness, draw_prompts, grpo_update, rollout
+from .lm_training import Rollouts, correctness, draw_prompts, grpo_update, reward_for, rollout
 from ..stats.intervals import mean_ci, proportion_ci
 from ..stats.rates import pass_at_k, sampled_mean_ci
 from ..stats.scores import Score
@@ -63,7 +63,7 @@ def last_number(
     return found[-1] if found else ""
 
 # %% ../../../nbs/optimizers/zero_rl.ipynb #f5a1188b
-BEHAVIORS = {"subgoal": r"\d[-+*]\d=\d", "verification": r"(\d[-+*]\d=\d)(?=[;!>]).*?[;!]\1(?!\d)", "backtracking": r"!", "enumeration": r">[^>]*>"}
+BEHAVIORS = {"subgoal": r"\d[-+*]\d+=\d", "verification": r"(?<!\d)(\d+[-+*]\d+=\d+)(?=[;!>]).*?[;!]\1(?!\d)", "backtracking": r"!", "enumeration": r">[^>]*>|!.*!"}
 QUESTION = ("Does the answer below show {behavior}: {meaning}? Reply with yes or no.\n\nProblem: {prompt}\nAnswer: {answer}\n\nReply:")
 MEANINGS = {"subgoal": "an intermediate result is worked out on the way", "verification": "a result is checked again",
             "backtracking": "an error is noticed and taken back", "enumeration": "several candidate answers are tried"}
@@ -132,9 +132,8 @@ class ZeroRL:
     ):
         if n_rollouts == 1 and baseline == "group":
             raise ParameterError("n_rollouts=1 leaves an answer without siblings; take 2 or more, or baseline='batch' (REINFORCE).")
-        if reward is None and not isinstance(task, TextFamily): raise ParameterError("reward=None needs a family as task; give a function of prompts and answers.")
         self.policy, self.task, self.level = policy, task, level
-        self.reward = reward if reward is not None else CorrectnessReward(task)
+        self.reward = reward_for(task, reward)
         self.n_rollouts, self.prompts_per_step = (check_number(k, v, 1, integer=True) for k, v in (("n_rollouts", n_rollouts), ("prompts_per_step", prompts_per_step)))
         if baseline == "batch" and (drop_degenerate or self.n_rollouts * self.prompts_per_step < 2):
             raise ParameterError(f"baseline='batch' compares all answers of a step: it needs two or more (now {self.n_rollouts * self.prompts_per_step}) and "
