@@ -21,11 +21,13 @@ from ..core.seeds import seed_streams
 from ..lm.parsers import NumberParser, Parser, Unread
 from ..lm.protocol import LM, Completion
 from ..stats.comparisons import paired_difference
-from ..stats.intervals import mean_ci, proportion_ci
+from ..stats.correlation import rank_correlation
+from ..stats.intervals import clustered_mean_ci, mean_ci, proportion_ci
 from ..stats.rates import beta_binomial_fit
-from ..stats.scores import Provenance, Report, Score
+from ..stats.scores import Provenance, Report, Score, as_scores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 PUBLISHED = {      # right answers of each variation and trials a variation; published responses of LAION-AI/AIW, Apache-2.0
@@ -36,7 +38,7 @@ PUBLISHED = {      # right answers of each variation and trials a variation; pub
 __all__ = ['PUBLISHED', 'MARKER', 'NAMES', 'FAMILIES', 'PROMPT_TYPES', 'VARIATIONS', 'AIWProblem', 'standard_problems',
            'generate_problems', 'irrelevant_twin', 'order_twin', 'parse_answer', 'ExpressionParser', 'is_right',
            'run_trials', 'moment_beta', 'split_spread', 'robustness_score', 'majority_vote', 'AIWReport', 'AIW',
-           'overconfidence', 'load_published']
+           'overconfidence', 'benchmark_mismatch', 'plot_mismatch', 'load_published']
 
 # %% ../../../nbs/evaluators/aiw.ipynb #329c38dd
 MARKER = "### Answer:"
@@ -287,6 +289,7 @@ def majority_vote(
 # %% ../../../nbs/evaluators/aiw.ipynb #b9e4569a
 class AIWReport(Report):
     "Rates of variations, their mean, their scatter and their range; `from_trials` and `from_counts` make it."
+    headline = ("mean over variations",)
 
     @classmethod
     def from_counts(cls,
@@ -405,6 +408,47 @@ def overconfidence(
     if len(names) < 2: raise ParameterError(f"there is {len(names)} variation; an interval over variations needs 2 or more.")
     gaps = [float((stated - correct)[groups == v].mean()) for v in names]
     return mean_ci(gaps, "overconfidence", level, (-1, 1), method="t", replicate="variation", item_ids=[str(v) for v in names])
+
+# %% ../../../nbs/evaluators/aiw.ipynb #56774b32
+def benchmark_mismatch(
+    rates: Mapping[str, Any],              # model -> AIWReport, Score or rate in [0, 1]
+    benchmark: Mapping[str, float],        # model -> score on a standard benchmark, in [0, 1]
+    families: Mapping[str, str] | None = None,   # model -> family; families are the replicates
+    high: float = 0.5,                     # a benchmark score from which a model counts as able
+    low: float = 0.2,                      # a rate below which it fails the puzzle
+    level: float = 0.95,
+) -> Report:                               # scores over models; items: one row a model
+    "Compare rates with a standard benchmark. Raises `ParameterError` for fewer than three models in common or scores outside [0, 1]."
+    import pandas as pd
+    names = [m for m in rates if m in benchmark]
+    if len(names) < 3: raise ParameterError(f"rates and benchmark have {len(names)} models in common; give the same names to both, three or more.")
+    each = [s.scores["mean over variations"] if isinstance(s, AIWReport) else s for s in (rates[m] for m in names)]
+    table = pd.DataFrame({"model": names, "benchmark": [benchmark[m] for m in names], "rate": [float(s) for s in each],
+                          "low": [s.ci[0] if isinstance(s, Score) else float("nan") for s in each], "high": [s.ci[1] if isinstance(s, Score) else float("nan") for s in each]})
+    x, y = (as_scores(table[c], c, names, score_range=(0, 1)) for c in ("benchmark", "rate"))
+    groups = None if families is None else [families[m] for m in names]
+    about = dict(level=level, replicate="model")
+    scores = {"benchmark minus rate": mean_ci(x - y, "benchmark minus rate", score_range=(-1, 1), method="t", higher_is_better=False, item_ids=names, **about) if groups is None else
+              clustered_mean_ci(x - y, groups, "benchmark minus rate", score_range=(-1, 1), higher_is_better=False, item_ids=names, **about)}
+    if min(np.ptp(x), np.ptp(y)) > 0: scores["rank correlation"] = rank_correlation(x, y, name="rank correlation", clusters=groups, **about)
+    able = x >= high
+    if able.any(): scores["high there, low here"] = proportion_ci((y[able] < low).astype(int), name="high there, low here", higher_is_better=False, **about)
+    return Report(f"{len(names)} models on the puzzle and on a standard benchmark", scores, items=table)
+
+def plot_mismatch(
+    report: Report,                        # from `benchmark_mismatch`
+    ax: Axes | None = None,                # where to draw
+) -> Axes:
+    "Rates against benchmark scores; on the diagonal both say the same."
+    import matplotlib.pyplot as plt
+
+    from designloop.core.plots import palette
+    ax, t = ax or plt.subplots(figsize=(3.4, 3.0), dpi=90)[1], report.items
+    ax.plot([0, 1], [0, 1], "--", color="0.6", lw=1)
+    ax.vlines(t["benchmark"], t["low"], t["high"], color=palette[0], alpha=0.4)
+    ax.plot(t["benchmark"], t["rate"], "o", color=palette[0], ms=5)
+    ax.set(xlabel="score on the standard benchmark", ylabel="rate on the puzzle", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    return ax
 
 # %% ../../../nbs/evaluators/aiw.ipynb #302e767d
 def load_published() -> DataFrame:      # one row a model and prompt: source_set, model, prompt_id, right_answer, n_trials, n_correct, prompt_type, description, …

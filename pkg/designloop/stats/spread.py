@@ -138,6 +138,9 @@ def format_spread_ci(
     raw, null = float(np.ptp(means)), null_ranges(sums, n, rng)
     split, se = split_range(sums, sizes, rng)
     half = float(stats.t.ppf((1 + level) / 2, G - 1)) * se
+    limit, way = math.inf if score_range is None else score_range[1] - score_range[0], f"{SPLITS} random halves both ways, t"
+    if se <= 1e-12 * max(1.0, float(np.abs(matrix).max())):          # the variants never differed on an item: at most a share of the items could differ
+        half, way = limit * (1 - (1 - level) ** (1 / G)), "degenerate (variants never differ)"
     total, noise = _variance_parts(sums, sizes)
     sd, sd_ci = _sd_of_variants(total, noise, G, N, level)
     common = dict(level=level, n=n, n_clusters=None if clusters is None else G, unit=unit, higher_is_better=False)
@@ -149,11 +152,10 @@ def format_spread_ci(
     varied = matrix[:, spread > 0]
     together = np.corrcoef(varied.T) if varied.shape[1] > 1 else np.ones((1, 1))
     correlation = float((together.sum() - len(together)) / (len(together) * (len(together) - 1))) if len(together) > 1 else math.nan
-    limit = math.inf if score_range is None else score_range[1] - score_range[0]
     return Spread(raw, float(null.mean()), tuple(np.quantile(null, [(1 - level) / 2, (1 + level) / 2]).tolist()),
                   (1 + int((null >= raw - 1e-12).sum())) / (1 + len(null)),
-                  Score("split range", split, (max(-limit, split - half), min(limit, split + half)), method=f"{SPLITS} random halves both ways, t", **common),
-                  Score("SD of variants", sd, sd_ci, method="items × variants, F interval", **common),
+                  Score("split range", split, (max(-limit, split - half), min(limit, split + half)), method=way, **common),
+                  Score("SD of variants", sd, sd_ci if se > 0 else (sd, max(sd, half / 2)), method="items × variants, F interval" if se > 0 else way, **common),
                   table, columns[int(means.argmax())], columns[int(means.argmin())], correlation, n, common["n_clusters"])
 
 # %% ../../../nbs/stats/spread.ipynb #c26e15d7
