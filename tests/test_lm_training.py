@@ -282,6 +282,25 @@ def test_the_loss_of_a_model_is_the_loss_of_its_logits(base):
     assert isinstance(RewardModel(base, TOKENIZER)(tokens), torch.Tensor)
 
 
+def test_what_newcomers_hand_over_by_mistake_is_named():
+    model = TinyTransformer("nano", 0)
+    for loop in (grpo, rejection_sft, ppo):
+        with pytest.raises(ParameterError, match=r"model is a TinyLM.*lm\.model"): loop(TinyLM(model), TOKENIZER, Chain())
+        with pytest.raises(ParameterError, match="'chian' is not known"): loop(model, TOKENIZER, "chian")
+        with pytest.raises(ParameterError, match="lr=-1"): loop(model, TOKENIZER, Chain(), lr=-1)
+    small = {"steps": 1, "prompts_per_step": 2, "n_rollouts": 2, "max_tokens": 4}
+    for reward, words in ((lambda p, a: 1.0, "gave 1.0 for 4 answers.*a list"), (lambda p, a: None, "gave None"), (lambda p, a: ["x"] * len(a), "gave 'x' for an answer"),
+                          (lambda p, a: "good", "gave 'good'")):
+        with pytest.raises(OutcomeError, match=words): grpo(model, TOKENIZER, [":"], reward, **small)
+    with pytest.raises(ParameterError, match="answers_per_step=1"): ppo(model, TOKENIZER, Chain(), answers_per_step=1)
+    with pytest.raises(ParameterError, match="epochs=0"): ppo(model, TOKENIZER, Chain(), epochs=0)
+    with pytest.raises(ParameterError, match="clip=-1"): grpo(model, TOKENIZER, Chain(), clip=-1)
+    with pytest.raises(ParameterError, match="sft_steps=0"): rejection_sft(model, TOKENIZER, Chain(), sft_steps=0)
+    with pytest.raises(ParameterError, match="'c' in place of the steps"): fit_reward(model, TOKENIZER, [("a", "b", "c")], kind="steps")
+    named, plain = (grpo(TinyTransformer("nano", 0), TOKENIZER, family, **small) for family in ("chain", Chain()))
+    assert named.equals(plain)                                                                                # a family by its name
+
+
 # --- through TRL -----------------------------------------------------------------------------------------------------
 
 def test_every_loop_works_out_the_default_reward_alike():

@@ -355,6 +355,15 @@ def test_a_base_is_trained_once_and_damage_is_repaired(tmp_path, monkeypatch):
     assert len(made) == 4
 
 
+def test_the_key_of_a_base_is_blind_to_words_and_not_to_code():
+    import ast
+    def essence(source): return ast.unparse(tiny_lm_bases._Essence().visit(ast.parse(source)))
+    one = essence("def f(x):\n    'Says.'\n    if x < 0: raise ValueError('x')\n    return x + 1     # why")
+    assert one == essence("def f(x):\n    'Says more.'\n    if x < 1:\n        raise KeyError('other words')\n    return x + 1")
+    assert one != essence("def f(x):\n    if x < 0: raise ValueError('x')\n    return x + 2")
+    assert essence("if a: f()\nelse: raise E") != essence("if b: f()\nelse: raise E") and essence("f(1)") != essence("f(2)")
+
+
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="cannot be kept"):
@@ -370,6 +379,20 @@ def test_named_bases_know_their_recipes(tmp_path, monkeypatch):
     one, two = named_base("chain", 1, folder=tmp_path), named_base("chain", 2, folder=tmp_path)
     assert one.name == "tiny:chain" and one.variant != two.variant and trained == [(RECIPES["chain"]["steps"], 1), (RECIPES["chain"]["steps"], 2)]
     assert named_base("chain", 1, folder=tmp_path).variant == one.variant and len(trained) == 2
+
+
+def test_what_newcomers_hand_over_by_mistake_is_named():
+    model, lm = TinyTransformer("nano", 0), TinyLM(TinyTransformer("nano", 0))
+    with pytest.raises(ParameterError, match=r"model is a TinyLM.*lm\.model, lm\.tokenizer"): sft(lm, TOKENIZER, Chain(), 2)
+    with pytest.raises(ParameterError, match="a TinyTransformer is needed"): sft(TOKENIZER, model, Chain(), 2)
+    with pytest.raises(ParameterError, match="tokenizer is a str"): sft(model, "abc", Chain(), 2)
+    with pytest.raises(ParameterError, match="data holds 'a'.*pair of texts"): sft(model, TOKENIZER, ["a", "b"], 2)
+    with pytest.raises(ParameterError, match="must be a pair of texts"): sft(model, TOKENIZER, [("a", "b", "c")], 2)
+    with pytest.raises(ParameterError, match="'chian' is not known"): sft(model, TOKENIZER, "chian", 2)
+    with pytest.raises(ParameterError, match="prompts is empty"): solved(model, TOKENIZER, "chain", [])
+    with pytest.raises(ParameterError, match="config=None"): TinyTransformer(None)
+    twin = TinyTransformer("nano", 0)
+    assert sft(model, TOKENIZER, "chain", 2, batch=4).equals(sft(twin, TOKENIZER, Chain(), 2, batch=4))          # a family by its name
 
 
 def test_share_solved_is_that_of_the_verifier():

@@ -10,6 +10,7 @@ import json
 import queue
 import random
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -319,7 +320,10 @@ def serve_tiny(
     uvicorn = _need("uvicorn")
     _need("fastapi")
     with _listen(host, port) as sock:                 # a taken port is said before a model is trained
-        app = make_app(open_lm(f"tiny:{family}"))
+        wait = threading.Timer(3.0, lambda: print(f"tiny:{family} is being trained, once; half a minute on a quiet computer …", file=sys.stderr, flush=True))
+        wait.start()
+        try: app = make_app(open_lm(f"tiny:{family}"))
+        finally: wait.cancel()
         name = app.state.name
         address = f"http://{host if host not in ('0.0.0.0', '::') else '127.0.0.1'}:{sock.getsockname()[1]}/v1"
         print(f"{name} answers at {address}; Ctrl-C ends it.\nexport DESIGNLOOP_LM=openai:{name}@{address}", flush=True)

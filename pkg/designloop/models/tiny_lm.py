@@ -174,7 +174,7 @@ class TinyTransformer(nn.Module):
         generator: torch.Generator | int = 0,          # for the initial weights; a number is a seed
     ):
         super().__init__()
-        self.config = c = PRESETS[check_choice("config", config, PRESETS)] if isinstance(config, str) else config
+        self.config = c = config if isinstance(config, TinyConfig) else PRESETS[check_choice("config", config, PRESETS)]
         g = generator if isinstance(generator, torch.Generator) else torch_generator(generator)
         self.embed = nn.Parameter(0.5 * torch.randn(c.vocab, c.width, generator=g))
         self.blocks = nn.ModuleList(_Block(c, g) for _ in range(c.layers))
@@ -357,7 +357,11 @@ def sample(
     return Sampled(tokenizer, prompts, n, *(torch.cat(p).clone() for p in zip(*parts, strict=True)))
 
 def _check_model(model: TinyTransformer, tokenizer: TinyTokenizer, temperature: float = 1.0, top_p: float = 1.0) -> None:
-    "Refuse a tokenizer of another size, and sampling options that mean nothing."
+    "Refuse what is no model or tokenizer of ours, a tokenizer of another size, and sampling options that mean nothing."
+    if isinstance(model, LM): raise ParameterError(f"model is a {type(model).__name__}, a language model with its tokenizer; give its parts: lm.model, lm.tokenizer.")
+    if not isinstance(getattr(model, "config", None), TinyConfig):
+        raise ParameterError(f"model is a {type(model).__name__}; a TinyTransformer is needed here. For a model of transformers there are sft_trl and grpo_trl.")
+    if not isinstance(tokenizer, TinyTokenizer): raise ParameterError(f"tokenizer is a {type(tokenizer).__name__}; a TinyTokenizer is needed here.")
     if tokenizer.size != model.config.vocab:
         raise ParameterError(f"the tokenizer has {tokenizer.size} tokens and the model {model.config.vocab}; make the model with TinyConfig(vocab={tokenizer.size}).")
     check_number("temperature", temperature, 0)

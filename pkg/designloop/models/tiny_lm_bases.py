@@ -74,6 +74,8 @@ def solved(
 ) -> Tensor:                                # bool [problems, n]
     "Which completions are right."
     family, streams = text_family(family), seed_streams(seed)
+    tiny_lm._check_model(model, tokenizer)
+    if not isinstance(prompts, (int, np.integer)) and not len(prompts): raise ParameterError("prompts is empty; give at least one, or how many to draw.")
     if isinstance(prompts, (int, np.integer)): prompts = [p for p, _ in family.corpus(streams["data"], int(prompts), level, "test")]
     room = model.config.context - 1 - max(len(tokenizer.encode(p)) for p in prompts)
     drawn = sample(model, tokenizer, prompts, n, min(room, family.longest(level)) if max_tokens is None else max_tokens, temperature,
@@ -83,8 +85,9 @@ def solved(
 # %% ../../../nbs/models/tiny_lm_bases.ipynb #6d44f3e2
 Pairs = Sequence[tuple[str, str]]
 
-def _batches(data: Pairs | Callable | TextFamily, batch: int, rng: np.random.Generator) -> Iterator[Pairs]:
+def _batches(data: Pairs | Callable | TextFamily | str, batch: int, rng: np.random.Generator) -> Iterator[Pairs]:
     "Endless batches: fresh ones from a family or a function, shuffled passes over a list."
+    if isinstance(data, str): data = text_family(data)
     if isinstance(data, TextFamily):
         while True: yield data.corpus(rng, batch, split="train")
     if callable(data):
@@ -98,7 +101,9 @@ def _batches(data: Pairs | Callable | TextFamily, batch: int, rng: np.random.Gen
         order = order[batch:]
 
 def _encoded(model: TinyTransformer, tokenizer: TinyTokenizer, pairs: Pairs, loss_on: str) -> tuple[Tensor, Tensor]:
-    "Tokens and mask of a batch. Raises `ParameterError` for a text longer than the context."
+    "Tokens and mask of a batch. Raises `ParameterError` for a text longer than the context, or what is no pair of texts."
+    odd = next((p for p in pairs if isinstance(p, str) or len(p) != 2), None)
+    if odd is not None: raise ParameterError(f"data holds {str(odd)[:60]!r}; every entry must be a pair of texts, (prompt, answer).")
     prompts, answers = [tokenizer.encode(p) for p, _ in pairs], [[*tokenizer.encode(a), EOS] for _, a in pairs]
     longest = max(range(len(pairs)), key=lambda i: len(prompts[i]) + len(answers[i]))
     total = 1 + len(prompts[longest]) + len(answers[longest])
@@ -111,7 +116,7 @@ def _encoded(model: TinyTransformer, tokenizer: TinyTokenizer, pairs: Pairs, los
 def sft(
     model: TinyTransformer,                     # trained in place
     tokenizer: TinyTokenizer,
-    data: Pairs | Callable | TextFamily,        # pairs (prompt, answer); or function(rng, n) -> pairs; or a family
+    data: Pairs | Callable | TextFamily | str,  # pairs (prompt, answer); or function(rng, n) -> pairs; or a family, or its name
     steps: int,                                 # at most
     batch: int = 16,                            # pairs a step
     lr: float = 4e-3,                           # highest learning rate
@@ -153,11 +158,19 @@ def sft(
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/models/tiny_lm_bases.ipynb #6344f712
+class _Essence(ast.NodeTransformer):
+    "Code without docstrings and refusals: they change no weights."
+    def visit_Expr(self, node: ast.Expr): return ast.Pass() if isinstance(node.value, ast.Constant) else node
+    def visit_Raise(self, node: ast.Raise): return ast.Pass()
+    def visit_If(self, node: ast.If):
+        if not node.orelse and all(isinstance(n, ast.Raise) for n in node.body): return ast.Pass()
+        return self.generic_visit(node)
+
 def _code() -> str:
-    "Hash of the modules that bases depend on, without comments."
+    "Hash of the modules that bases depend on, without comments, docstrings and errors."
     digest = hashlib.sha256()
     for name in ("tiny_lm", "text_families", "tiny_lm_bases"):
-        digest.update(ast.unparse(ast.parse(Path(tiny_lm.__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))).encode())
+        digest.update(ast.unparse(_Essence().visit(ast.parse(Path(tiny_lm.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()[:12]
 
 @contextmanager

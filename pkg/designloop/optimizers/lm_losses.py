@@ -49,9 +49,9 @@ def kl_k3(
     logp: Tensor,          # log-probability of the tokens drawn, under the policy
     ref_logp: Tensor,      # under the reference
 ) -> Tensor:               # the same shape, >= 0
-    "Estimate of the divergence of the policy from the reference, token by token (Schulman's k3)."
+    "Estimate of the divergence of the policy from the reference, token by token (Schulman's k3), at most 10 as in the trainers in use."
     d = ref_logp - logp
-    return d.exp() - d - 1
+    return (d.exp() - d - 1).clamp(max=10.0)
 
 # %% ../../../nbs/optimizers/lm_losses.ipynb #dc309287
 AGGREGATES = ("token", "sequence", "constant")

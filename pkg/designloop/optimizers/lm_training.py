@@ -5,7 +5,7 @@
 # %% ../../../nbs/optimizers/lm_training.ipynb #93322fdb
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..core.errors import OutcomeError, ParameterError, check_choice, check_number
 from ..core.seeds import seed_streams, torch_generator
-from ..models.text_families import TextFamily
-from ..models.tiny_lm import EOS, Sampled, TinyTokenizer, TinyTransformer, pack, sample, token_logprobs
+from ..models.text_families import TextFamily, text_family
+from ..models.tiny_lm import EOS, Sampled, TinyTokenizer, TinyTransformer, _check_model, pack, sample, token_logprobs
 from ..models.tiny_lm_bases import cached_base, new_optimizer, sft, sft_loss, solved, update     # noqa: F401  (trainers look for them here)
 from .lm_losses import (aggregated, gae, group_advantages, grpo_loss, kl_k3, preference_loss, process_advantages, step_loss, value_loss)
 
@@ -81,10 +81,16 @@ def rollout(
 def _rewards(reward: Reward, prompts: list[str], texts: list[str], mask: Tensor) -> tuple[Tensor, Tensor | None]:
     "One number for each row, and token rewards in the answers' columns if there are any."
     given, name = reward(prompts, texts), getattr(reward, "__name__", type(reward).__name__)
-    given = given.tolist() if isinstance(given, (Tensor, np.ndarray)) else list(given)
+    given = given.tolist() if isinstance(given, (Tensor, np.ndarray)) else given
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise OutcomeError(f"the reward {name} gave {given!r} for {len(texts)} answers; it takes all prompts and all answers, and gives a list with one number for each.")
+    given = list(given)
     if len(given) != len(texts): raise OutcomeError(f"the reward {name} gave {len(given)} values for {len(texts)} answers; it must give one for each.")
     if not given or np.isscalar(given[0]) or getattr(given[0], "ndim", 1) == 0:
-        values = torch.tensor([float(v) for v in given])
+        try: values = torch.tensor([float(v) for v in given])
+        except (TypeError, ValueError):
+            odd = next(v for v in given if not isinstance(v, (int, float)))
+            raise OutcomeError(f"the reward {name} gave {odd!r} for an answer; every answer needs a number.") from None
         bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
         if bad:
             raise OutcomeError(f"the reward {name} is {float(values[bad[0]])} for the answer {texts[bad[0]][:40]!r}, and {len(bad)} of {len(values)} values are "
@@ -143,11 +149,12 @@ def grpo_update(
     return {**means, "first_ratio": seen[0]["ratio"], "ratio": max(s["ratio"] for s in seen)}
 
 def draw_prompts(
-    prompts: Sequence[str] | Callable | TextFamily,     # a list, a function (rng, n) -> prompts, or a family (its training split)
+    prompts: Sequence[str] | Callable | TextFamily,     # a list, a function (rng, n) -> prompts, or a family or its name (its training split)
     n: int,
     rng: np.random.Generator,
 ) -> list[str]:
     "Prompts for one step; from a list without repetition where it is long enough."
+    if isinstance(prompts, str): prompts = text_family(prompts)
     if isinstance(prompts, TextFamily): return [p for p, _ in prompts.corpus(rng, n, split="train")]
     if callable(prompts): return list(prompts(rng, n))
     if not len(prompts): raise ParameterError("prompts is empty; give at least one.")
@@ -166,6 +173,7 @@ def reward_for(
 ) -> Reward:
     "The reward of a training run: the one given, else whether the answer of a family's problem is right. Raises `ParameterError` where there is neither."
     if reward is not None: return reward
+    if isinstance(prompts, str): prompts = text_family(prompts)
     if not isinstance(prompts, TextFamily): raise ParameterError("reward=None needs a family as prompts; give a function of prompts and answers.")
     return correctness(prompts)
 
@@ -196,7 +204,9 @@ def grpo(
     watch: Callable[[dict], object] | None = None,      # called with every row; `samples` holds some (prompt, answer, reward)
 ) -> pd.DataFrame:                            # a row a step: reward, length, stopped, degenerate, entropy, kl, …, score (NaN where not evaluated)
     "Group-relative policy optimisation (arXiv 2402.03300). Raises `ParameterError` for a group of one, `OutcomeError` for rewards that are none."
+    _check_model(model, tokenizer)
     if n_rollouts == 1: raise ParameterError("n_rollouts=1 leaves nothing to compare an answer with; take 2 or more, or ppo, whose critic is the baseline.")
+    check_number("lr", lr, 0); check_number("clip", clip, 0, exclusive=True)
     for field, value in (("steps", steps), ("n_rollouts", n_rollouts), ("prompts_per_step", prompts_per_step), ("epochs", epochs), ("minibatches", minibatches)):
         check_number(field, value, 1, integer=True)
     reward = reward_for(prompts, reward)
@@ -307,6 +317,9 @@ def fit_reward(
     check_choice("kind", kind, ["pairs", "steps"])
     if not callable(data) and (not len(data) or len(data[0]) != 3):
         raise ParameterError(f"data must hold triples: (prompt, preferred, other) for kind='pairs', (prompt, answer, steps) for kind='steps'; kind={kind!r}, {len(data)} entries.")
+    if not isinstance(model, RewardModel): _check_model(model, tokenizer)
+    if kind == "steps" and not callable(data) and isinstance(data[0][2], str):
+        raise ParameterError(f"kind='steps' needs (prompt, answer, [(step, right?), …]); the first entry has {data[0][2][:40]!r} in place of the steps.")
     rm = model if isinstance(model, RewardModel) else RewardModel(model, tokenizer)
     optimizer, rng, rows = new_optimizer(rm, lr), seed_streams(seed)["data"], []
     optimizer.param_groups[0]["params"] = [p for p in rm.parameters() if p.requires_grad]
@@ -366,7 +379,9 @@ def rejection_sft(
     watch: Callable[[dict], object] | None = None,
 ) -> pd.DataFrame:                            # a row a round: reward, kept, loss, score
     "Sample, keep what is good, fine-tune on it, again. A round without a single good answer changes nothing."
-    reward = reward_for(prompts, reward)
+    _check_model(model, tokenizer)
+    reward, sft_steps = reward_for(prompts, reward), check_number("sft_steps", sft_steps, 1, integer=True)
+    check_number("lr", lr, 0)
     optimizer, streams, generator, rows = new_optimizer(model, lr), seed_streams(seed), torch_generator(seed_streams(seed)["decoding"]), []
     for k in range(1, check_number("rounds", rounds, 1, integer=True) + 1):
         batch_of = rollout(model, tokenizer, draw_prompts(prompts, prompts_per_round, streams["data"]), reward, n, max_tokens, temperature, generator)
@@ -405,7 +420,10 @@ def ppo(
     watch: Callable[[dict], object] | None = None,
 ) -> pd.DataFrame:                            # a row a step: reward, length, stopped, entropy, kl, value_loss, explained, score
     "Proximal policy optimisation with a critic (arXiv 1707.06347). Raises `ParameterError`, or `OutcomeError` for rewards that are none."
+    _check_model(model, tokenizer)
     reward = reward_for(prompts, reward)
+    check_number("answers_per_step", answers_per_step, 2, integer=True); check_number("epochs", epochs, 1, integer=True); check_number("warmup", warmup, 0, integer=True)
+    check_number("lr", lr, 0); check_number("critic_lr", critic_lr, 0); check_number("clip", clip, 0, exclusive=True)
     if kl_coef and reference is None: reference = deepcopy(model)
     critic = critic or RewardModel(model, tokenizer)
     optimizer, critic_optimizer = new_optimizer(model, lr, 0.0), new_optimizer(critic, critic_lr, 0.0)

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import OutcomeError, ParameterError, check_number
 from ..core.seeds import derive_seed, seed_streams
 from ..lm.local import TransformersLM
-from ..models.text_families import TextFamily
+from ..models.text_families import TextFamily, text_family
 from ..models.tiny_lm_bases import Pairs
 from .lm_training import Reward, draw_prompts, reward_for
 
@@ -89,6 +89,7 @@ def sft_trl(
     trl = _trl()
     steps, batch = check_number("steps", steps, 1, integer=True), check_number("batch", batch, 1, integer=True)
     rng = seed_streams(seed)["data"]
+    if isinstance(data, str): data = text_family(data)
     pairs = data.corpus(rng, steps * batch, split="train") if isinstance(data, TextFamily) else list(data(rng, steps * batch)) if callable(data) else list(data)
     if not pairs: raise ParameterError("data is empty; give at least one pair of prompt and answer.")
     rows: list[dict] = []
