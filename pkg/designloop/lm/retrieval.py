@@ -18,8 +18,8 @@ import numpy as np
 from ..core.errors import OutcomeError, ParameterError, check_choice, check_number
 
 # %% auto #0
-__all__ = ['EMBEDDERS', 'FUSION', 'HOW', 'tfidf_embedder', 'minilm_embedder', 'check_texts', 'open_embedder', 'embed_texts',
-           'words_of', 'BM25', 'Hit', 'fuse_ranks', 'Retriever', 'near_duplicates']
+__all__ = ['EMBEDDERS', 'FUSION', 'HOW', 'tfidf_embedder', 'minilm_embedder', 'check_texts', 'hashing_embedder', 'open_embedder',
+           'embed_texts', 'words_of', 'BM25', 'Hit', 'fuse_ranks', 'Retriever', 'near_duplicates']
 
 # %% ../../../nbs/lm/retrieval.ipynb #6aba53b5
 def tfidf_embedder(
@@ -59,17 +59,26 @@ def check_texts(
 
 def _unit(v: np.ndarray) -> np.ndarray: return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
 
-# %% ../../../nbs/lm/retrieval.ipynb #df54ed54
-EMBEDDERS = ("tfidf", "minilm")
+# %% ../../../nbs/lm/retrieval.ipynb #5bc5bed7
+EMBEDDERS = ("tfidf", "minilm", "hashing")
+
+def hashing_embedder(
+    bins: int = 1024,                # dimensions d
+) -> Callable:                       # texts [n] -> unit vectors, float [n, d]
+    "Embeds texts by words and character triples in hashed bins; nothing is fitted."
+    from sklearn.feature_extraction.text import HashingVectorizer
+    half = check_number("bins", bins, 2, integer=True) // 2
+    words, triples = (HashingVectorizer(n_features=half, norm="l2", **how) for how in ({"token_pattern": r"(?u)\w+"}, {"analyzer": "char_wb", "ngram_range": (3, 3)}))
+    return lambda texts: _unit(np.hstack([v.transform(list(texts)).toarray() for v in (words, triples)]))
 
 def open_embedder(
-    embedder: Callable | str | None = None,     # a function of texts, "minilm" (extra `text`), "tfidf" or None
+    embedder: Callable | str | None = None,     # a function of texts, "minilm" (extra `text`), "hashing", "tfidf" or None
     texts: Sequence[str] = (),                  # what TF-IDF is fitted to
 ) -> Callable:                                  # texts [n] -> vectors [n, d]
     "The embedder that is meant. Raises `ParameterError` for an unknown name."
     if callable(embedder): return embedder
     check_choice("embedder", "tfidf" if embedder is None else embedder, EMBEDDERS)
-    return minilm_embedder() if embedder == "minilm" else tfidf_embedder(texts)
+    return minilm_embedder() if embedder == "minilm" else hashing_embedder() if embedder == "hashing" else tfidf_embedder(texts)
 
 def embed_texts(
     embed: Callable,              # texts [n] -> vectors [n, d]
