@@ -105,7 +105,7 @@ def write_prompt(
     shown_ = "\n\n".join(f"#{k}\n{v}" for k, v in sections.items() if v and k not in mask)
     return [{"role": "system", "content": reading}, {"role": "user", "content": f"#Instruction\n{objective}\n\n{shown_}\n\n{ANSWER}"}]
 
-# %% ../../../nbs/optimizers/trace_optimizers.ipynb #1be79f29
+# %% ../../../nbs/optimizers/trace_optimizers.ipynb #59829bef
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 def cast(
@@ -156,7 +156,7 @@ class Reply:
     reasoning: str = ""
     terminated: bool = False
 
-_VALUE = r"""(\"\"\"(?P<long>.*?)\"\"\"|"(?P<text>(?:\\.|[^"\\])*)"|'(?P<single>(?:\\.|[^'\\])*)'|(?P<bare>[^,}\n]+))"""
+_VALUE = r"""(\"\"\"(?P<long>.*?)\"\"\"|"(?P<text>(?:\\.|[^"\\])*)"|'(?P<single>(?:\\.|[^'\\])*)'|(?P<bare>-?\d[\d.eE+-]*|true|false|[^,}\n]+))"""
 
 def _pairs(text: str, names: Sequence[str]) -> dict[str, Any]:
     "Pairs `\"name\": value` in a text that is no JSON."

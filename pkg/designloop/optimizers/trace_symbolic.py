@@ -365,7 +365,7 @@ class SymbolicOptimizer(FunctionLM):
             if pick is not None: found[name] = pick; break
         return found, f"{next(iter(found))}: a value that was named or not yet tried" if found else ""
 
-# %% ../../../nbs/optimizers/trace_symbolic.ipynb #2b54af43
+# %% ../../../nbs/optimizers/trace_symbolic.ipynb #1003dc6a
 def _codes(self: SymbolicOptimizer, seen: Seen, wish: Wish, rng: np.random.Generator) -> tuple[dict, str]:
     "Variables that are code: by edits that are tried on the rebuilt program, by words that should count more, or by a mutation of the best so far."
     names = [n for n in seen.variables if seen.kinds[n] == "code"]
@@ -400,7 +400,8 @@ def _words(seen: Seen, wish: Wish) -> list[str]:
 def _repaired(self: SymbolicOptimizer, seen: Seen, expected: list, names: Sequence[str], text: str) -> dict[str, str]:
     "The best single change of one function, if it is better than none. With nothing expected, the plainest one that does not fail."
     words, tried = _words(seen, read_feedback(seen.feedback)), []
-    for name in names:
+    last = seen.code[-1][2].get("__code")
+    for name in sorted(names, key=lambda n: n != last):      # of equals the first is taken: where the error is, or nearest to the output
         lines = [(out, args) for out, _, args in seen.code if args.get("__code") == name]
         calls = [{k: seen.values.get(v) for k, v in args.items() if k != "__code"} for _, args in lines]
         if not lines: continue
