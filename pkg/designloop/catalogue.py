@@ -93,6 +93,26 @@ SYSTEMS: dict[str, dict[str, str]] = {
         "role": "optimizer",
         "paper": "Zeng et al. 2024",
     },
+    "boxing-gym": {
+        "title": "BoxingGym: experimental design and model discovery",
+        "role": "task, agent, evaluator",
+        "paper": "Gandhi et al. 2025",
+    },
+    "intercode": {
+        "title": "InterCode: interactive coding with execution feedback",
+        "role": "task, agent",
+        "paper": "Yang et al. 2023",
+    },
+    "adas": {
+        "title": "Automated Design of Agentic Systems (Meta Agent Search)",
+        "role": "optimizer, agent",
+        "paper": "Hu, Lu and Clune 2025",
+    },
+    "trace-opto": {
+        "title": "Trace: generative optimization with execution traces",
+        "role": "optimizer, task",
+        "paper": "Cheng, Nie and Swaminathan 2024",
+    },
 }
 ROOMS = ("core", "stats", "lm", "models", "tasks", "optimizers", "agents", "evaluators", "studies")    # teaching order of the library pages
 

@@ -29,8 +29,7 @@ from .sandbox_worker import MAX_DEPTH, receive, send
 _all_ = ["SandboxError", "available_backends", "SQLResult", "run_sql", "database"]
 
 # %% auto #0
-__all__ = ['Limits', 'Result', 'Sandbox', 'put', 'get', 'files', 'python', 'shell', 'map', 'SandboxError', 'available_backends',
-           'SQLResult', 'run_sql', 'database']
+__all__ = ['Limits', 'Result', 'Sandbox', 'SandboxError', 'available_backends', 'SQLResult', 'run_sql', 'database']
 
 # %% ../../../nbs/core/sandbox.ipynb #c780719e
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _opened_folder(home: Path, parts: tuple[str, ...], make: bool, owner: int):
         yield fd
     finally: os.close(fd)
 
-# %% ../../../nbs/core/sandbox.ipynb #830bfe59
+# %% ../../../nbs/core/sandbox.ipynb #e266a7fd
 class Sandbox:
     "A private directory in which untrusted Python and shell run. Close it, or use it in a `with`."
     def __init__(self,
@@ -139,7 +138,8 @@ class Sandbox:
     def about(self) -> dict[str, Any]:
         "What this sandbox is and holds: backend, what it contains, and how."
         container = self._ready()
-        return {"backend": self.backend, "contains": CONTAINS[self.backend], "detail": self.plan.detail, "filter over system calls": container.filter, "home": container.inside}
+        return {"backend": self.backend, "contains": CONTAINS[self.backend], "detail": self.plan.detail, "filter over system calls": container.filter,
+            "home": container.inside}
 
     def _ready(self) -> Container:
         "The container, started if it is not running."
@@ -183,8 +183,8 @@ def _clean_up(folder: Path) -> None:
     except (OSError, RecursionError):
         for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]): subprocess.run([*command, "--", str(folder)], check=False, capture_output=True)
 
-# %% ../../../nbs/core/sandbox.ipynb #e270c963
-def put(self, path: str,            # relative to the private directory; directories are made
+# %% ../../../nbs/core/sandbox.ipynb #88d9cdc4
+def _put(self, path: str,            # relative to the private directory; directories are made
         content: bytes | str,       # text is written as UTF-8
         mode: int = 0o644,          # permissions
         ) -> None:
@@ -201,7 +201,7 @@ def put(self, path: str,            # relative to the private directory; directo
             if owner: os.fchown(file, owner, owner)
 
 
-def get(self, path: str,            # relative to the private directory
+def _get(self, path: str,            # relative to the private directory
         most_mb: float = 64,        # a larger file is refused
         ) -> bytes:
     "Read a file of the private directory; never through a link. Raises `SandboxError` where it is no plain file."
@@ -217,7 +217,7 @@ def get(self, path: str,            # relative to the private directory
         finally: os.close(file)
 
 
-def files(self) -> list[str]:
+def _files(self) -> list[str]:
     "Relative paths of all plain files in the private directory, sorted. Links are not followed and not listed."
     found, waiting = [], [()]
     while waiting:
@@ -230,7 +230,7 @@ def files(self) -> list[str]:
     return sorted(found)
 
 
-for _method in (put, get, files): setattr(Sandbox, _method.__name__, _method)
+for _method in (_put, _get, _files): setattr(Sandbox, _method.__name__.removeprefix("_"), _method)
 
 # %% ../../../nbs/core/sandbox.ipynb #6baa7360
 def _exchange(self, request: dict, host: dict[str, Callable]) -> Result:
@@ -292,8 +292,8 @@ def _exit_sentence(code: int, stderr: str) -> str:
     last = stderr.strip().split("\n")[-1][:200]
     return f"Signal: ended by signal {-code}" if code < 0 else f"Exit: it ended with code {code}" + (f" ({last})" if last else "")
 
-# %% ../../../nbs/core/sandbox.ipynb #520a50c1
-def python(self,
+# %% ../../../nbs/core/sandbox.ipynb #59047979
+def _python(self,
     code: str,                                      # the program
     call: str | None = None,                        # name of a function of the program, called after it ran
     args: Iterable = (),                            # its arguments, JSON-able
@@ -314,7 +314,7 @@ def python(self,
     return self._exchange(request, host)
 
 
-def shell(self,
+def _shell(self,
     command: str,                                   # one line or a script, given to bash as it is
     cwd: str | None = None,                         # absolute inside the sandbox, or relative to the private directory
     stdin: str = "",                                # what it may read
@@ -340,7 +340,7 @@ def _inside(self, cwd: str | None) -> str:
     return rewrite_roots(cwd, self.roots, str(self.folder)) if self.backend == "restricted" else cwd
 
 
-def map(self,
+def _map(self,
     calls: Iterable[dict[str, Any]],                # keyword arguments of `python`, one dictionary a call
     workers: int = 2,                               # containers at work at the same time, on one private directory
 ) -> list[Result]:                                  # in the order of the calls
@@ -361,4 +361,5 @@ def map(self,
     with ThreadPoolExecutor(len(free)) as pool: return list(pool.map(one, calls))
 
 
-for _method in (_exchange, python, shell, _inside, map): setattr(Sandbox, _method.__name__, _method)
+for _method in (_exchange, _inside): setattr(Sandbox, _method.__name__, _method)
+for _method in (_python, _shell, _map): setattr(Sandbox, _method.__name__.removeprefix("_"), _method)

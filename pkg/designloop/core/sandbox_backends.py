@@ -260,10 +260,11 @@ def available_backends() -> dict[str, str]:  # backend -> "" if it works here, e
     "Try every backend; the answers are kept for the life of the process."
     return {name: plan_for(name)[1] for name in BACKENDS}
 
-# %% ../../../nbs/core/sandbox_backends.ipynb #af1c52e3
+# %% ../../../nbs/core/sandbox_backends.ipynb #b0335195
 PROGRAMS = frozenset("""awk basename bzip2 cat cd chgrp chmod cksum cmp column comm cp cut date diff dirname du echo egrep env expand expr false fgrep find fmt fold
 gawk grep groups gunzip gzip head hostname id join less ln ls mawk md5sum mkdir more mv nl od paste printf pwd readlink realpath rev rm rmdir sed seq sha1sum sha256sum
-sleep sort split stat strings sum tac tail tar tee test time touch tr tree true tsort uname unexpand uniq unlink wc which whoami xargs xxd zcat yes base64 export set unset read let local declare [ [[
+sleep sort split stat strings sum tac tail tar tee test time touch tr tree true tsort uname unexpand uniq unlink
+wc which whoami xargs xxd zcat yes base64 export set unset read let local declare [ [[
 : return exit for in do done while until if then else elif fi case esac { } ! break continue shift type""".split())
 _RUNS_OTHERS = {"xargs", "env", "time"}                 # their first plain word is a program
 _FIND_RUNS = {"-exec", "-execdir", "-ok", "-okdir"}
