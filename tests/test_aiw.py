@@ -16,6 +16,7 @@ from designloop.evaluators.aiw import (
     PUBLISHED,
     AIWProblem,
     AIWReport,
+    benchmark_mismatch,
     generate_problems,
     irrelevant_twin,
     is_right,
@@ -161,3 +162,12 @@ def test_bad_input_is_refused(call, words):
 def test_replies_without_marker_are_listed():
     report = AIW(10).evaluate(FunctionLM(lambda prompt, rng: "seven" if rng.random() < 0.5 else f"{MARKER} 7", name="shy"))
     assert 0.2 < report.scores["unread"].value < 0.8 and os.linesep not in report.title
+
+
+def test_beside_a_benchmark():
+    able = {m: 0.9 for m in "abcd"}
+    even = benchmark_mismatch({m: AIWReport.from_counts([27] * 4, 30) for m in "abcd"}, able)
+    assert abs(even.scores["benchmark minus rate"].value) < 1e-3 and even.scores["high there, low here"].value == 0 and "rank correlation" not in even.scores
+    weak = benchmark_mismatch({m: i / 20 for i, m in enumerate("abcdx")}, {m: 0.5 + 0.1 * i for i, m in enumerate("abcd")})
+    assert len(weak.items) == 4 and weak.scores["rank correlation"].value == 1 and weak.scores["high there, low here"].value == 1 and weak.scores["benchmark minus rate"].ci[0] > 0
+    with pytest.raises(ParameterError, match="2 models in common"): benchmark_mismatch({"a": 0.1, "b": 0.2}, able)

@@ -2,8 +2,10 @@
 import numpy as np
 import pytest
 
+from designloop.core.data import found_in, known_file
 from designloop.core.errors import ParameterError
 from designloop.core.seeds import cap_threads
+from designloop.evaluators.format_tasks import options_task, pairs_task, read_options
 from designloop.evaluators.formatspread import (
     SEARCHES,
     FormatSpread,
@@ -13,6 +15,7 @@ from designloop.evaluators.formatspread import (
     format_chains,
     format_identifiability,
     full_evaluation,
+    item_agreement,
     model_agreement,
     monotonicity,
     option_ranking,
@@ -185,3 +188,44 @@ def test_bad_input_is_refused(call, words):
 def test_ranking_needs_log_probabilities():
     with pytest.raises(LMError, match="log-probabilities"): FormatSpread(n_formats=2, metric="ranking").run(TASK, SILENT)
     assert SEPARATORS[0] == "" and EMPTY.original.is_valid()
+
+
+def test_what_the_search_cannot_spend_is_counted():
+    outcomes = simulate_formats(10, 100, 0.5, np.random.default_rng(0))
+    state = search_formats(lambda i, items: outcomes[i, items], 10, 100, 100 + 5 * 20 + 7, 20)
+    assert len(state.trace) == 4 and state.left == 27 and state.counts.sum() == 180
+
+
+def test_agreement_over_items():
+    outcomes = np.array([[1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 0]])
+    s = item_agreement(outcomes).scores
+    assert [s[k].value for k in ("right in every format", "wrong in every format", "depends on the format")] == [0.25, 0.25, 0.5]
+    assert s["two formats agree"].value == pytest.approx((1 + 1 / 3 + 1 + 1 / 3) / 4)
+    with pytest.raises(ParameterError, match="two formats or more"): item_agreement([[0.5, 1], [1, 0]])
+
+
+def test_tasks_from_pairs_keep_examples_apart_from_items():
+    pairs = [(f"word {i}", f"answer {i % 4}") for i in range(30)]
+    task = pairs_task("t", pairs, n_items=10, n_shots=5, seed=3)
+    asked, shown = {i["input"] for i in task.items}, {d["input"] for i in task.items for d in i["demos"]}
+    assert len(asked) == 10 and not asked & shown and len(task.labels) == 4 and len(task.shots(task.items[0])) == 5
+    assert task.items == pairs_task("t", pairs, n_items=10, n_shots=5, seed=3).items
+    with pytest.raises(ParameterError, match="among the examples"): pairs_task("t", pairs, pairs, 5)
+
+
+def test_lettered_options_are_renumbered():
+    question = "Pick one.\nIt is short.\nOptions:\n(A) apple\n(B) pear \n(C) fig"
+    assert read_options(question) == ("Pick one.\nIt is short.", ["apple", "pear", "fig"])
+    task = options_task("t", [(question, "(B)"), (question.replace("one", "two"), "C")], n_items=1, n_shots=1)
+    golds = {task.gold(f, 0): task.candidates(f, 0) for f in sample_formats(task.grammar, 60, 0)}
+    place = ["apple", "pear", "fig"].index(task.items[0]["answer"])
+    assert len(golds) > 8 and all(options.index(gold) == place for gold, options in golds.items())
+    for bad in ("no options at all", "Q\n(B) x\n(A) y"):
+        with pytest.raises(ParameterError, match="line of its own"): read_options(bad)
+
+
+@pytest.mark.skipif(found_in(known_file("big-bench-hard/bbh.jsonl.gz")) is None, reason="BIG-Bench Hard is not here; see `designloop data list`")
+def test_published_tasks_with_options():
+    from designloop.tasks.prompt_tasks import bbh_tasks
+    task = options_task("hyperbaton", bbh_tasks()["hyperbaton"], n_items=40, n_shots=2)
+    assert all(i["answer"] in i["options"] and len(i["options"]) == 2 for i in task.items) and "Options" in task.prompt(task.grammar.original, 0)

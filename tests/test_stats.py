@@ -381,6 +381,10 @@ BAD = {
     "score upside down": (lambda: Score("s", 0.5, (1, 0), n=3, method="t"), "low <= high"),
     "score NaN": (lambda: Score("s", NAN, (0, 1), n=3, method="t"), "value=nan"),
     "report of numbers": (lambda: Report("r", {"a": 0.5}), "must hold Scores"),
+    "report of nothing": (lambda: Report("r", None), "a list of Scores"),
+    "one test is no family": (lambda: adjust_p(0.03), "for a family"),
+    "words in a table": (lambda: iqm([["a", "b"], ["c", "d"]]), "not a number"),
+    "a statistic that gives words": (lambda: bootstrap_ci([1.0, 2.0, 3.0], lambda x: "many", name="many"), "one finite number"),
     "report twice": (lambda: Report("r", [proportion_ci(1, 2), proportion_ci(1, 2)]), "same name"),
     "mixed tests": (lambda: adjust_p([proportion_ci(1, 2) - proportion_ci(1, 3), 0.2]), "mixes"),
 }
@@ -396,3 +400,15 @@ def test_missing_can_count_as_zero():
 
 def test_comparison_refuses_impossible_p():
     with pytest.raises(ParameterError, match="p_value=1.5"): Comparison("a", "b", 0.1, (0, 1), 1.5, method="x")
+
+
+def test_reports_say_what_they_could_have_found():
+    a, b = (proportion_ci((np.arange(200) % m > 0).astype(float), name=n, item_ids=range(200)) for m, n in ((4, "a"), (5, "b")))
+    difference = a - b
+    assert difference.detectable == pytest.approx((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.ptp(difference.ci) / 2 / stats.norm.ppf(0.975))
+    assert a.detectable > difference.detectable / 2 and Report("r", [a, b], [difference]).comparisons_frame()["detectable"][0] == difference.detectable
+    compared, alone = Report("r", [a, b], [difference]), Report("r", [a, b])
+    for text in (str(compared), compared.to_markdown(), compared._repr_html_()): assert "found with 80 % power: a − b" in text
+    assert "to an equal rival on other items: a 0." in str(alone) and "detectable" not in str(alone.to_dict())
+    unknown = Report("r", [mean_ci([0.5, 0.5, 0.5], "flat")])
+    assert unknown.scores["flat"].detectable is None and unknown.notes == []

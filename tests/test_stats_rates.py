@@ -94,6 +94,11 @@ def test_one_task_has_the_interval_of_its_rate():
     (lambda: rank_correlation([1, 2, 3], [1, 2]), "same items"),
     (lambda: rank_correlation([1, 2, np.nan], [1, 2, 3], item_ids=["a", "b", "c"]), "items c"),
     (lambda: rank_correlation([1, 2, 3], [1, 3, 2], kind="pearson"), "not known"),
+    (lambda: rank_correlation(range(9), range(9), clusters=[1] * 9), "1 distinct label"),
+    (lambda: rank_correlation(range(9), range(9), clusters=[1, 2]), "2 labels for 9"),
+    (lambda: rank_correlation([0] * 8 + [1], range(9), clusters=range(9)), "hangs on it"),
+    (lambda: format_spread_ci([["a", "b"]] * 5), "not a number"),
+    (lambda: sampled_mean_ci([1, 0, 1], items=["a", "b"]), "2 labels for 3 samples"),
 ])
 def test_bad_input_gets_a_sentence(call, words):
     with pytest.raises(ParameterError) as caught: call()
@@ -201,3 +206,26 @@ def test_rank_correlation_intervals():
         assert ours.method.endswith("BCa bootstrap") and np.allclose(ours.ci, theirs, atol=0.06)      # 999 against 9,999 resamples
     reverse = rank_correlation(np.arange(9), -np.arange(9), interval="bca")
     assert reverse.value == -1 and reverse.ci[0] == -1 and reverse.ci[1] < -0.5 and "undefined" in reverse.method
+
+
+def test_rank_correlation_over_clusters():
+    "Two benchmarks that share families but nothing else: the shuffle of items alarms too often, the jackknife over families does not."
+    draw, labels = np.random.default_rng(11), np.repeat(np.arange(12), 4)
+    def pair(r=0.0):
+        mix = np.linalg.cholesky([[1, r], [r, 1]])
+        return (np.repeat(draw.normal(size=(12, 2)) @ mix.T, 4, 0) + 0.7 * draw.normal(size=(48, 2)) @ mix.T).T
+    p = np.array([[rank_correlation(*v, clusters=labels).meta["p_value"], stats.kendalltau(*v).pvalue] for v in (pair() for _ in range(200))])
+    assert (p[:, 1] < 0.05).mean() > 0.12 and (p[:, 0] < 0.05).mean() < 0.1      # 200 worlds: a share of 5 % has a standard error of 1.5 points
+    x, y = pair(0.8)
+    plain, grouped = rank_correlation(x, y), rank_correlation(x, y, clusters=[f"family {c}" for c in labels])
+    assert grouped.value == plain.value and grouped.n_clusters == 12 and grouped.ci[0] < grouped.value < grouped.ci[1]
+    few = rank_correlation(x[:12], y[:12], clusters=labels[:12])
+    assert few.ci == (-1, 1) and math.isnan(few.meta["p_value"]) and "below 8 clusters" in few.method
+    perfect = rank_correlation(np.arange(24), np.arange(24), clusters=labels[:24] * 0 + np.repeat(np.arange(12), 2))
+    assert perfect.ci[1] == 1 and 0 < perfect.ci[0] < 1 and "analytic" in perfect.method
+
+
+def test_variants_that_never_differ_keep_an_interval():
+    spread = format_spread_ci(np.repeat(np.random.default_rng(0).random((60, 1)) < 0.5, 4, 1))
+    assert spread.split.value == 0 and math.isclose(spread.split.ci[1], 1 - 0.05 ** (1 / 60)) and "degenerate" in spread.split.method
+    assert 0 < spread.sd.ci[1] < spread.split.ci[1]

@@ -424,7 +424,7 @@ def benchmark_mismatch(
     if len(names) < 3: raise ParameterError(f"rates and benchmark have {len(names)} models in common; give the same names to both, three or more.")
     each = [s.scores["mean over variations"] if isinstance(s, AIWReport) else s for s in (rates[m] for m in names)]
     table = pd.DataFrame({"model": names, "benchmark": [benchmark[m] for m in names], "rate": [float(s) for s in each],
-                          "low": [s.ci[0] if isinstance(s, Score) else float("nan") for s in each], "high": [s.ci[1] if isinstance(s, Score) else float("nan") for s in each]})
+                          **{c: [s.ci[k] if isinstance(s, Score) else float("nan") for s in each] for k, c in enumerate(("low", "high"))}})
     x, y = (as_scores(table[c], c, names, score_range=(0, 1)) for c in ("benchmark", "rate"))
     groups = None if families is None else [families[m] for m in names]
     about = dict(level=level, replicate="model")

@@ -15,7 +15,7 @@ from scipy import stats
 
 from ..core.errors import ParameterError, check_choice, check_finite, check_number
 from .intervals import _generator
-from .scores import Report, Score, _p_text, _Shown, check_level, plain
+from .scores import Report, Score, _p_text, _Shown, as_table, check_level, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ RESAMPLED = 2000      # stratified bootstrap resamples
 AGGREGATES = ("mean", "median", "IQM", "optimality gap")
 
 def _table(values: Any, field: str) -> np.ndarray:
-    table = np.asarray(values, dtype=float)
+    table = as_table(values, field)
     if table.ndim != 2 or len(table) < 2 or not table.size:
         raise ParameterError(f"{field} has shape {table.shape}; it needs [runs, tasks] with at least 2 runs (one task: [runs, 1]).")
     check_finite(field, table)
@@ -99,7 +99,8 @@ def probability_of_improvement(
     rng: np.random.Generator | int = 0,     # generator or root seed
 ) -> Score:                                 # 0.5: neither
     "Chance that a run of the first beats one of the second, mean over tasks (Agarwal et al. 2021). Raises `ParameterError` for different tasks."
-    tables, level, rng = _systems({names[0]: x, f"{names[1]} ": y}), check_level(level), _generator(rng)
+    if names[0] == names[1]: raise ParameterError(f"names={names!r} are equal; give the two systems different names.")
+    tables, level, rng = _systems({names[0]: x, names[1]: y}), check_level(level), _generator(rng)
     a, b = tables.values()
     beats = (np.sign(a[:, None] - b) + 1) / 2                                            # [runs of x, runs of y, tasks]
     T = a.shape[1]
@@ -179,7 +180,7 @@ def friedman_nemenyi(
     import pandas as pd
     alpha = check_number("alpha", alpha, 0, 1, exclusive=True)
     labels = [str(c) for c in (names if names is not None else getattr(table, "columns", []))]
-    values = np.asarray(table, dtype=float)
+    values = as_table(table, "table")
     if values.ndim != 2 or values.shape[1] < 3 or len(values) < 2:
         raise ParameterError(f"table has shape {values.shape}; give [tasks, systems] with at least 2 tasks and 3 systems (two systems: paired_difference).")
     check_finite("table", values)

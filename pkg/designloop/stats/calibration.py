@@ -92,7 +92,7 @@ def expected_calibration_error(
     level, rng, n = check_level(level), _generator(rng), len(c)
     groups = np.arange(n) if clusters is None else cluster_codes(clusters, n)
     G, B = int(groups.max()) + 1, int(code.max()) + 1
-    if G < 2: raise ParameterError("clusters holds 1 distinct label; at least 2 are needed.")
+    if G < 2: raise ParameterError(f"there is 1 {'cluster' if clusters is not None else 'item'}; at least 2 are needed.")
     member = np.eye(B)[code]
     raw = float(np.abs((y - c) @ member).sum() / n)
     null = np.concatenate([np.abs(((rng.random((100, n)) < c) - c) @ member).sum(1) / n for _ in range(DRAWS // 100)])

@@ -267,6 +267,7 @@ def adjust_p(
 ) -> np.ndarray | list[Comparison]:   # adjusted p-values [k], or the Comparisons with p_adjusted and family filled in
     "p-values corrected for a family (Holm 1979; Benjamini and Hochberg 1995). Raises `ParameterError` for p outside [0, 1] or no test."
     check_choice("method", method, _ADJUST)
+    if isinstance(tests, (int, float, Comparison)): raise ParameterError(f"tests={tests!r} is one test; give a list of them, a correction is for a family.")
     tests = list(tests)
     if not tests: raise ParameterError("tests is empty; give at least one p-value or Comparison.")
     compared = [isinstance(t, Comparison) for t in tests]

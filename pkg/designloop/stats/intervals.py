@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from ..core.errors import ParameterError, check_choice, check_finite, check_number
 from ..core.seeds import seed_streams
-from .scores import Score, as_scores, check_level, check_range, cluster_codes
+from .scores import Score, as_scores, as_table, check_level, check_range, cluster_codes
 
 RESAMPLES = 9999        # bootstrap resamples, enough for the second digit of an interval's end
 SMALL, LARGE = 10, 200  # BCa is unstable below the first; above the second the central limit theorem does as well
@@ -250,8 +250,10 @@ def bootstrap_ci(
     "A statistic with its BCa bootstrap interval (Efron 1987). Raises `ParameterError` if the statistic is not one finite number."
     level, limits, resamples = check_level(level), check_range(score_range), check_number("resamples", resamples, 99, integer=True)
     scores, name = as_scores(values, "values", about.get("item_ids"), missing, limits), name or getattr(statistic, "__name__", "statistic")
-    value, about = np.asarray(statistic(scores), dtype=float), {"per_item": scores, **about}
-    if value.shape != () or not np.isfinite(value):
+    value, about = statistic(scores), {"per_item": scores, **about}
+    try: number = np.asarray(value, dtype=float)
+    except (TypeError, ValueError): number = np.array(math.nan)
+    if number.shape != () or not np.isfinite(number):
         raise ParameterError(f"statistic={name} gave {value!r} for the sample; it must give one finite number.")
     value, codes = float(value), None if clusters is None else cluster_codes(clusters, len(scores))
     groups = None if codes is None else np.split(np.argsort(codes, kind="stable"), np.bincount(codes).cumsum()[:-1])
@@ -280,7 +282,7 @@ def iqm(
 ) -> Score:                                       # n counts runs
     "Interquartile mean over runs × tasks, stratified percentile bootstrap (Agarwal et al. 2021). Raises `ParameterError` below 2 runs."
     level, resamples = check_level(level), check_number("resamples", resamples, 99, integer=True)
-    table = np.asarray(values, dtype=float)
+    table = as_table(values, "values")
     if table.ndim != 2 or len(table) < 2 or not table.size:
         raise ParameterError(f"values has shape {table.shape}; iqm needs [runs, tasks] with at least 2 runs (one task: [runs, 1]).")
     check_finite("values", table)
@@ -289,5 +291,5 @@ def iqm(
     drawn = stats.trim_mean(table[pick, np.arange(tasks)].reshape(resamples, -1), 0.25, axis=1)
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     about = {"replicate": "run", "unit": "normalised score", **about}
-    middle = stats.trim_mean(table, 0.25, axis=None)
-    return Score(name, middle, tuple(ends), level, runs, f"stratified bootstrap over {tasks} tasks", **about)
+    middle = float(stats.trim_mean(table, 0.25, axis=None))
+    return Score(name, middle, (min(float(ends[0]), middle), max(float(ends[1]), middle)), level, runs, f"stratified bootstrap over {tasks} tasks", **about)

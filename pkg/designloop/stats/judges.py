@@ -14,7 +14,7 @@ from scipy import stats
 
 from ..core.errors import ParameterError, check_choice
 from .intervals import _generator, clustered_mean_ci, proportion_ci
-from .scores import Report, Score, as_scores, check_level, check_range, cluster_codes
+from .scores import Report, Score, as_scores, as_table, check_level, check_range, cluster_codes
 
 # %% auto #0
 __all__ = ['RESAMPLED', 'WEIGHTS', 'METRICS', 'agreement', 'krippendorff_alpha', 'position_consistency', 'judge_corrected_rate',
@@ -113,7 +113,7 @@ def krippendorff_alpha(
 ) -> Score:
     "Krippendorff's α with a bootstrap over units. Raises `ParameterError` if fewer than 2 units have 2 ratings or all ratings are equal."
     check_choice("metric", metric, METRICS)
-    level, rng, table = check_level(level), _generator(rng), np.asarray(ratings, dtype=float)
+    level, rng, table = check_level(level), _generator(rng), as_table(ratings, "ratings (words need a number each)")
     if table.ndim != 2 or table.shape[1] < 2: raise ParameterError(f"ratings has shape {table.shape}; give [units, raters] with at least 2 raters.")
     rated = table[(~np.isnan(table)).sum(1) > 1]
     if len(rated) < 2: raise ParameterError(f"{len(rated)} unit(s) have two ratings or more; at least 2 are needed.")

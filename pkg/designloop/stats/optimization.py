@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu
 from ..core.errors import ParameterError, check_choice, check_finite, check_number
 from .comparisons import adjust_p, mann_whitney, paired_difference
 from .intervals import mean_ci
+from .scores import as_table
 
 if TYPE_CHECKING: from matplotlib.axes import Axes
 
@@ -75,7 +76,7 @@ def compare_by_seed(
     check_choice("reference", reference, table.columns)
     if len(table) < 2: raise ParameterError(f"table has {len(table)} seed(s); a comparison needs at least 2, better 6 or more.")
     if table.shape[1] < 2: raise ParameterError(f"table has the only column {reference!r}; give at least one rival.")
-    check_finite("table", table.to_numpy(float))
+    check_finite("table", as_table(table, "table"))
     rivals, rows = [c for c in table if c != reference], []
     paired = adjust_p([paired_difference(table[c].to_numpy(), table[reference].to_numpy(), names=(str(c), reference), level=level, rng=rng, unit=unit)
                        for c in rivals], family=f"rivals of {reference}")
@@ -98,8 +99,8 @@ def performance_profile(
     factors: Any = None,       # values of tau [k], >= 1; default: where a curve steps
 ) -> pd.DataFrame:             # share of rows [k, optimizers], indexed by tau
     "Share of problems within a factor of the best optimizer (Dolan and Moré 2002). Raises `ParameterError` for NaN or negative costs."
-    costs = pd.DataFrame(costs).astype(float)
-    values = costs.to_numpy()
+    costs = pd.DataFrame(costs)
+    values = as_table(costs, "costs")
     if not values.size: raise ParameterError("costs is empty; give at least one problem and one optimizer.")
     if np.isnan(values).any() or (values < 0).any():
         i, j = np.argwhere(np.isnan(values) | (values < 0))[0]

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 
 from ..core.errors import ParameterError, check_finite, check_number
 from .intervals import RESAMPLES, _generator
-from .scores import Comparison, Score, _Shown, check_level, plain
+from .scores import Comparison, Score, _Shown, as_table, check_level, plain
 
 if TYPE_CHECKING: from pandas import DataFrame
 
@@ -164,7 +164,7 @@ def variance_components(
 ) -> VarianceComponents:
     "Variance over two crossed kinds of seeds (two-way random layout). Raises `ParameterError` for fewer than 2 levels of either."
     import pandas as pd
-    level, rng, y = check_level(level), _generator(rng), np.asarray(values, dtype=float)
+    level, rng, y = check_level(level), _generator(rng), as_table(values, "values")
     if y.ndim not in (2, 3) or min(y.shape[:2]) < 2: raise ParameterError(f"values has shape {y.shape}; give [{names[0]}s, {names[1]}s] with at least 2 of each.")
     check_finite("values", y)
     cells = y if y.ndim == 2 else y.mean(2)

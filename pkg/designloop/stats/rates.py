@@ -114,6 +114,7 @@ def _item_samples(values: Any, items: Any, missing: str) -> tuple[np.ndarray, np
         return as_scores(matrix.ravel(), "values", missing=missing), np.repeat(np.arange(len(matrix)), matrix.shape[1]), list(range(len(matrix)))
     labels = list(items)
     flat = as_scores(values, "values", None if len(labels) != np.size(values) else labels, missing)
+    if len(labels) != len(flat): raise ParameterError(f"items has {len(labels)} labels for {len(flat)} samples; give the item of each.")
     codes = cluster_codes(labels, len(flat))
     first = np.unique(codes, return_index=True)[1]
     return flat, codes, [labels[i] for i in first]

@@ -16,7 +16,7 @@ from scipy import stats
 
 from ..core.errors import ParameterError, check_number
 from .intervals import _generator, clustered_mean_ci, mean_ci
-from .scores import Score, _markdown_table, _Shown, _some, check_level, cluster_codes, format_interval, plain
+from .scores import Score, _markdown_table, _Shown, _some, as_table, check_level, cluster_codes, format_interval, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,9 @@ def as_matches(
         if lost: raise ParameterError(f"the table of matches lacks the column {lost[0]!r}; it needs first, second and outcome (and may have cluster).")
         if clusters is None and "cluster" in first.columns: clusters = list(first["cluster"])
         first, second, outcome = list(first["first"]), list(first["second"]), list(first["outcome"])
-    a, b, won = [str(v) for v in first], [str(v) for v in second], np.asarray(outcome, dtype=float)
+    if second is None or outcome is None:
+        raise ParameterError(f"second or outcome is missing (first is a {type(first).__name__}); give first, second and outcome, or a table with these columns.")
+    a, b, won = [str(v) for v in first], [str(v) for v in second], as_table(outcome, "outcome")
     if not len(a) == len(b) == won.size or not a:
         raise ParameterError(f"first, second and outcome have {len(a)}, {len(b)} and {won.size} entries; give one each for every match, and at least one match.")
     wrong = np.flatnonzero(~np.isin(won, (0, 0.5, 1)))

@@ -30,13 +30,26 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['PACKAGES', 'ARRAYS', 'as_scores', 'check_range', 'check_level', 'format_interval', 'percent', 'Score',
+__all__ = ['PACKAGES', 'ARRAYS', 'as_table', 'as_scores', 'check_range', 'check_level', 'format_interval', 'percent', 'Score',
            'cluster_codes', 'plain', 'restored', 'Comparison', 'Provenance', 'Report', 'plot_report', 'save_report',
            'load_report']
 
 # %% ../../../nbs/stats/scores.ipynb #21686cf3
 def _some(names: Sequence[str], k: int = 5) -> str:
     return ", ".join(names[:k]) + (f" and {len(names) - k} more" if len(names) > k else "")
+
+def _short(values: Any) -> str:
+    text = repr(values)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+def as_table(
+    values: Any,     # nested lists, array, tensor or DataFrame of numbers
+    name: str,       # how errors call them
+) -> np.ndarray:     # float64, of whatever shape
+    "Values as an array of numbers. Raises `ParameterError` for anything that is no number or a ragged table."
+    try: return np.array(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} holds something that is not a number, or rows of different length: {_short(values)}; give numbers only.") from None
 
 def as_scores(
     values: Any,                                        # per-item scores, array, list or tensor of shape [n]
@@ -48,9 +61,7 @@ def as_scores(
     "A clean vector of per-item scores. Raises `ParameterError` for NaN, infinity, wrong shape or a score outside `score_range`."
     check_choice("missing", missing, ("fail", "zero"))
     try: scores = np.array(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float)
-    except (TypeError, ValueError):
-        raise ParameterError(f"{name} holds something that is not a number ({type(values).__name__}); "
-                             "give one number for each item.") from None
+    except (TypeError, ValueError): raise ParameterError(f"{name} holds something that is not a number: {_short(values)}; give one number for each item.") from None
     if scores.ndim != 1 or not scores.size:
         raise ParameterError(f"{name} has shape {scores.shape}; it must be a flat vector with one score for each item and at least "
                              "one item. Average repeated samples of an item first.")
@@ -379,6 +390,8 @@ class Report(_Shown):
     headline: ClassVar[tuple[str, ...]] = ()             # ends of the names of scores that stand for the whole; empty: all of them
 
     def __post_init__(self):
+        if not isinstance(self.scores, (Mapping, Sequence)):
+            raise ParameterError(f"scores of report {self.title!r} is a {type(self.scores).__name__}; it must be a list of Scores, or a dict of them by name.")
         given = self.scores if isinstance(self.scores, Mapping) else {getattr(s, "name", i): s for i, s in enumerate(self.scores)}
         for what, values, kind in (("scores", given.values(), Score), ("comparisons", self.comparisons, Comparison)):
             for value in values:

@@ -15,7 +15,7 @@ from scipy import integrate, stats
 
 from ..core.errors import ParameterError, check_number
 from .intervals import _generator, cluster_sums, clustered_mean_ci, mean_ci
-from .scores import Score, _p_text, _Shown, as_scores, check_level, check_range, cluster_codes, plain
+from .scores import Score, _p_text, _Shown, as_scores, as_table, check_level, check_range, cluster_codes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def _sd_of_variants(total: float, noise: float, G: int, N: int, level: float) ->
 
 def _score_matrix(scores: Any, names: Sequence | None, score_range: Any) -> tuple[np.ndarray, list[str]]:
     columns = list(map(str, names if names is not None else getattr(scores, "columns", [])))
-    matrix = np.asarray(scores, dtype=float)
+    matrix = as_table(scores, "scores")
     if matrix.ndim != 2 or matrix.shape[1] < 2 or len(matrix) < 4:
         raise ParameterError(f"scores has shape {matrix.shape}; give a matrix [items, variants] with at least 4 items and 2 variants.")
     columns = columns or [f"variant {j}" for j in range(matrix.shape[1])]
