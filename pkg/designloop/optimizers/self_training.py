@@ -54,8 +54,8 @@ class StepReward:
     def __post_init__(self):
         check_number("noise", self.noise, 0, 1); check_number("outcome_noise", self.outcome_noise, 0, 1); check_number("weight", self.weight, 0)
 
-    def _flips(self, name: str, prompt: str, answer: str, n: int, share: float) -> np.ndarray:      # bool [n]
-        return np.random.default_rng([self.seed, *f"{name}\0{prompt}\0{answer}".encode()]).random(n) < share
+    def _flips(self, prompt: str, answer: str, n: int, share: float, name: str = "") -> np.ndarray:      # bool [n]
+        return np.random.default_rng([self.seed, *f"{name}{prompt}\0{answer}".encode()]).random(n) < share
 
     def _worst(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:      # [n]; -1 for an answer without a step
         "Score of the worst step of each answer."
@@ -68,7 +68,7 @@ class StepReward:
             if not len(scores): continue
             if scores.min() < -1 or scores.max() > 1 or not np.isfinite(scores).all():
                 raise ParameterError(f"the step scores of {answers[i][:40]!r} run from {scores.min():g} to {scores.max():g}; they must lie in [-1, 1].")
-            if self.noise: scores = np.where(self._flips("steps", prompts[i], answers[i], len(scores), self.noise), -scores, scores)
+            if self.noise: scores = np.where(self._flips(prompts[i], answers[i], len(scores), self.noise), -scores, scores)
             worst[i] = scores.min()
         return worst
 
@@ -76,7 +76,7 @@ class StepReward:
         "Score answers."
         right = np.array([self.family.verify(p, a) for p, a in zip(prompts, answers, strict=True)], bool)
         seen = right
-        if self.outcome_noise: seen = right ^ np.array([self._flips("outcome", p, a, 1, self.outcome_noise)[0] for p, a in zip(prompts, answers, strict=True)], bool)
+        if self.outcome_noise: seen = right ^ np.array([self._flips(p, a, 1, self.outcome_noise, "outcome ")[0] for p, a in zip(prompts, answers, strict=True)], bool)
         rewards = self.outcome * seen.astype(float)
         return rewards + self.weight * self._worst(prompts, answers) if self.weight else rewards, right
 
