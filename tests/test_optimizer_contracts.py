@@ -15,6 +15,7 @@ from designloop.core.loop import Optimizer, optimize
 from designloop.core.problems import Objective, Outcomes, Problem
 from designloop.core.seeds import cap_threads
 from designloop.core.spaces import Box, Sequences, Texts, n_designs
+from designloop.lm.agent_programs import CHAIN_OF_THOUGHT
 
 cap_threads(1)
 
@@ -35,13 +36,14 @@ WORDS = Problem("words", Sequences("ACGT", length=6), Objective("y"),
 BOX = Problem("box", Box([(0, 1)] * 3), Objective("y", "minimize"), function=lambda x, fidelity, rng: ((x - 0.3) ** 2).sum(1))
 TEXTS = Problem("texts", Texts(examples=["one", "two three", "four five six"]), Objective("y"),
                 function=lambda x, fidelity, rng: [float(len(t)) for t in x])
+PROGRAMS = Problem("programs", Texts(examples=[CHAIN_OF_THOUGHT]), Objective("y"), function=lambda x, fidelity, rng: [float(len(t)) for t in x])
 QUICK = {"steps": 15}        # for those that train networks
 
 
 def problems_for(cls) -> list[Problem]:
     "The problems whose space an optimizer accepts."
     accepted = []
-    for problem in (WORDS, BOX, TEXTS):
+    for problem in (WORDS, BOX, TEXTS, PROGRAMS):
         try: make(cls, problem)
         except ParameterError: continue
         accepted.append(problem)
@@ -133,7 +135,7 @@ def test_bad_input_is_refused_and_changes_nothing(cls, problem):
     with pytest.raises(OutcomeError): s.tell(x, y.values)
     with pytest.raises(OutcomeError): s.tell(x, Outcomes(torch.full((4, 1), float("nan")), y.names))
     with pytest.raises(DesignLoopError): s.tell(x, Outcomes(y.values, ("something else",)))
-    outside = {"words": [[9] * 6] * 4, "box": [[2.0] * 3] * 4, "texts": [1, 2, 3, 4]}[problem.name]
+    outside = {"words": [[9] * 6] * 4, "box": [[2.0] * 3] * 4, "texts": [1, 2, 3, 4], "programs": [1, 2, 3, 4]}[problem.name]
     with pytest.raises(DesignError): s.tell(outside, y)
     assert len(s) == 0
     with pytest.raises(ParameterError): make(cls, problem, -1)
