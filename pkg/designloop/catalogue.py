@@ -113,6 +113,11 @@ SYSTEMS: dict[str, dict[str, str]] = {
         "role": "optimizer, task",
         "paper": "Cheng, Nie and Swaminathan 2024",
     },
+    "ai-co-scientist": {
+        "title": "Towards an AI co-scientist",
+        "role": "agent, optimizer, evaluator",
+        "paper": "Gottweis et al. 2025",
+    },
 }
 ROOMS = ("core", "stats", "lm", "models", "tasks", "optimizers", "agents", "evaluators", "studies")    # teaching order of the library pages
 
