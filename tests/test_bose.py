@@ -20,6 +20,7 @@ from designloop.evaluators.bose import (
     check_items,
     consistency,
     geometric_steps,
+    order_sensitivity,
     stability,
     tau_b,
 )
@@ -166,3 +167,13 @@ def test_bad_items_are_refused(change, words):
 def test_bad_calls_are_refused(call, words):
     with pytest.raises(ParameterError) as e: call()
     assert all(w in str(e.value) for w in words), e.value
+
+
+def test_the_order_of_options():
+    "A reader of content keeps its answer under every order; one that always says the first letter changes it."
+    items = [{**ITEM, "question": f"{k}?", "blank": f"{k} ____."} for k in range(30)]
+    content = order_sensitivity(OptionContentPPL(), Table({"dark blue": -0.1}), items).scores
+    assert content["answer changes"].value == 0 and content["as given"].value == content["over orders"].value == 1
+    first = order_sensitivity(OptionLetterPPL(), Table({"A": -0.1}), items, orders=6).scores
+    assert first["answer changes"].value > 0.9 and first["as given"].value == 0 and abs(first["over orders"].value - 1 / 3) < 0.15
+    with pytest.raises(ParameterError, match="orders=0"): order_sensitivity(BlankPPL(), Table({}), items, orders=0)

@@ -428,8 +428,8 @@ def benchmark_mismatch(
     x, y = (as_scores(table[c], c, names, score_range=(0, 1)) for c in ("benchmark", "rate"))
     groups = None if families is None else [families[m] for m in names]
     about = dict(level=level, replicate="model")
-    scores = {"benchmark minus rate": mean_ci(x - y, "benchmark minus rate", score_range=(-1, 1), method="t", higher_is_better=False, item_ids=names, **about) if groups is None else
-              clustered_mean_ci(x - y, groups, "benchmark minus rate", score_range=(-1, 1), higher_is_better=False, item_ids=names, **about)}
+    gap = dict(name="benchmark minus rate", score_range=(-1, 1), higher_is_better=False, item_ids=names, **about)
+    scores = {gap["name"]: mean_ci(x - y, method="t", **gap) if groups is None else clustered_mean_ci(x - y, groups, **gap)}
     if min(np.ptp(x), np.ptp(y)) > 0: scores["rank correlation"] = rank_correlation(x, y, name="rank correlation", clusters=groups, **about)
     able = x >= high
     if able.any(): scores["high there, low here"] = proportion_ci((y[able] < low).astype(int), name="high there, low here", higher_is_better=False, **about)

@@ -16,13 +16,14 @@ from scipy.stats import kendalltau
 from ..core.errors import ParameterError, check_choice, check_number
 from ..core.seeds import seed_streams
 from ..lm.protocol import LM, LMError
-from ..stats.intervals import proportion_ci
+from ..stats.intervals import mean_ci, proportion_ci
 from ..stats.scores import Provenance, Report, Score
 
 # %% auto #0
 __all__ = ['BLANK', 'MAX_LETTERS', 'check_items', 'check_demos', 'Frame', 'ChoiceResult', 'ChoiceMethod', 'OptionLetterPPL',
-           'OptionContentPPL', 'BlankPPL', 'OpenResult', 'GenerateAndMatch', 'ICLiP', 'ZeroShotInstruction', 'tau_b',
-           'stability', 'consistency', 'geometric_steps', 'CheckpointLadder', 'BaseModelEvaluation']
+           'OptionContentPPL', 'BlankPPL', 'order_sensitivity', 'OpenResult', 'GenerateAndMatch', 'ICLiP',
+           'ZeroShotInstruction', 'tau_b', 'stability', 'consistency', 'geometric_steps', 'CheckpointLadder',
+           'BaseModelEvaluation']
 
 # %% ../../../nbs/evaluators/bose.ipynb #ea33faf6
 BLANK = "____"
@@ -184,6 +185,30 @@ class BlankPPL(ChoiceMethod):
         prefix, suffix = item["blank"].split(BLANK)
         cut = len(prefix.rstrip())                      # the space before a word belongs to its token
         return "".join(filled) + prefix[:cut], [prefix[cut:] + self.frame.blank_option.format(choice=c) + suffix for c in item["choices"]]
+
+# %% ../../../nbs/evaluators/bose.ipynb #9998e1d2
+def order_sensitivity(
+    method: ChoiceMethod,
+    lm: LM,
+    items: Sequence[Mapping[str, Any]],         # choice items
+    demos: Sequence[Mapping[str, Any]] = (),    # worked examples, left as they are
+    orders: int = 4,                            # random orders of the options, the given one not among them
+    seed: int = 0,
+) -> Report:                                    # "as given", "over orders", "answer changes"
+    "Ask with shuffled options: accuracy, and the share of items whose chosen option depends on the order. Raises `ParameterError` for bad items or demos."
+    items, rng = check_items(items), seed_streams(seed)["orders"]
+    first = method.score(lm, items, demos)
+    chosen, right = [[item["choices"][p] for item, p in zip(items, first.predictions, strict=True)]], []
+    for _ in range(check_number("orders", orders, 1, integer=True)):
+        turned = [rng.permutation(len(item["choices"])) for item in items]
+        moved = [{**item, "choices": [item["choices"][k] for k in o], "answer": int(np.flatnonzero(o == item["answer"])[0])} for item, o in zip(items, turned, strict=True)]
+        result = method.score(lm, moved, demos)
+        chosen.append([item["choices"][p] for item, p in zip(moved, result.predictions, strict=True)])
+        right.append(result.correct)
+    changes = [int(len(set(each)) > 1) for each in zip(*chosen, strict=True)]
+    scores = {"as given": proportion_ci(first.correct, name="as given"), "over orders": mean_ci(np.mean(right, 0), "over orders", score_range=(0, 1)),
+              "answer changes": proportion_ci(changes, name="answer changes", higher_is_better=False)}
+    return Report(f"{method.name} under {orders} orders of the options", scores, provenance=Provenance.collect(seed, ("orders",), model_id=lm.name))
 
 # %% ../../../nbs/evaluators/bose.ipynb #92584a05
 @dataclass
