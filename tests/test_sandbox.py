@@ -318,7 +318,8 @@ def test_functions_of_the_owner_are_not_abused(boxes, backend):
     box, heard = boxes(backend), []
     done = box.python("while True: ask()", host={"ask": lambda: heard.append(1)}, limits=Limits(calls=20, seconds=5))
     assert done.killed == "calls" and len(heard) == 20 and done.calls == {"ask": 20} and intact(box)
-    raw = "import os, json, struct\ndef send(m):\n    d = json.dumps(m).encode()\n    for fd in range(3, 60):\n        try: os.write(fd, struct.pack('!Q', len(d)) + d)\n        except OSError: pass\n"
+    raw = ("import os, json, struct\ndef send(m):\n    d = json.dumps(m).encode()\n    for fd in range(3, 60):\n"
+           "        try: os.write(fd, struct.pack('!Q', len(d)) + d)\n        except OSError: pass\n")
     for message, why in (({"ask": "system", "args": ["id"], "kwargs": {}}, None), ({"ask": "ask", "args": "x", "kwargs": 3}, None), ({"ask": 3}, "protocol"), ([1],
         "protocol"), ({"other": 1}, "protocol")):
         done = box.python(raw + f"send({message!r})\nimport time; time.sleep(.1)", host={"ask": lambda: heard.append(2)})
@@ -397,6 +398,18 @@ def test_a_container_that_died_is_started_again():
         box.put("kept.txt", "x")
         box._container.process.kill(); box._container.process.wait()
         assert box.shell("cat kept.txt").stdout == "x"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_process_makes_its_own():
+    with Sandbox(AVAILABLE[0], trusted=True) as box:
+        box.put("kept.txt", "x")
+        child = os.fork()
+        if child == 0:
+            try: box.python("1")
+            except SandboxError as error: os._exit("forked" in str(error))
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1 and box.get("kept.txt") == b"x" and box.python("1").ok
 
 
 def test_preload():

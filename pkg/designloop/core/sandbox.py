@@ -104,7 +104,7 @@ def _opened_folder(home: Path, parts: tuple[str, ...], make: bool, owner: int):
         yield fd
     finally: os.close(fd)
 
-# %% ../../../nbs/core/sandbox.ipynb #e266a7fd
+# %% ../../../nbs/core/sandbox.ipynb #dea1863a
 class Sandbox:
     "A private directory in which untrusted Python and shell run. Close it, or use it in a `with`."
     def __init__(self,
@@ -132,7 +132,8 @@ class Sandbox:
         self._lock, self._starting = threading.RLock(), threading.Lock()
         self._siblings: list[Sandbox] = []
         self._uid = 0
-        self._end = weakref.finalize(self, _clean_up, self._run)
+        self._pid = os.getpid()
+        self._end = weakref.finalize(self, _clean_up, self._run, self._pid)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class Sandbox:
     def _ready(self) -> Container:
         "The container, started if it is not running."
         if not self._end.alive: raise SandboxError("this sandbox is closed; make a new one.")
+        if self._pid != os.getpid(): raise SandboxError("this sandbox belongs to the process from which this one was forked; make a new one here.")
         with self._starting:
             if self._container is None or not self._container.alive:
                 if self._container is not None: self._container.close()
@@ -177,8 +179,9 @@ def _choose(backend: str, trusted: bool):
     raise SandboxError(f"no sandbox here: {'; '.join(f'{n}: {r}' for n, r in tried.items())}. {advice()}")
 
 
-def _clean_up(folder: Path) -> None:
+def _clean_up(folder: Path, pid: int) -> None:
     "Delete a sandbox's folders, also where the code made them hard to delete (no permission, thousands of levels)."
+    if pid != os.getpid(): return      # a fork of the process that made it
     try: shutil.rmtree(folder)
     except (OSError, RecursionError):
         for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]): subprocess.run([*command, "--", str(folder)], check=False, capture_output=True)
