@@ -28,7 +28,7 @@ from ..lm.wrappers import Metered
 # %% auto #0
 __all__ = ['SCHEDULE', 'BUDGETS', 'FAILURES', 'TaskQueue', 'check_goal', 'CoScientist', 'from_folder']
 
-# %% ../../../nbs/agents/co_scientist.ipynb #c4531f1e
+# %% ../../../nbs/agents/co_scientist.ipynb #6cfa0886
 SCHEDULE = {"ranking": 0.5, "evolution": 0.2, "generation": 0.15, "reflection": 0.1, "proximity": 0.03, "meta-review": 0.02}
 
 class TaskQueue:
@@ -53,7 +53,8 @@ class TaskQueue:
     def next(self, pool: Pool, agents: Mapping[str, Agent], rng: np.random.Generator) -> Task | None:
         "A task for the state of the pool, not yet numbered; None if nobody has anything to do."
         coming = sum(t.agent in ("generation", "evolution") for t in self.flying.values())
-        if self.weights["generation"] and len(pool) + coming < self.n_init: return agents["generation"].plan(pool, rng, self.busy)
+        tried = pool.counts["hypothesis"] + pool.counts["duplicate"] + pool.counts["unread"]
+        if self.weights["generation"] and tried + coming < self.n_init: return agents["generation"].plan(pool, rng, self.busy)
         if any(i not in self.busy.get("reflection", ()) for i in pool.unreviewed): return agents["reflection"].plan(pool, rng, self.busy)
         weights = {**self.weights, **pool.weights}
         while sum(weights.values()) > 0:
@@ -128,7 +129,7 @@ class CoScientist:
     def __repr__(self) -> str: return f"CoScientist({self.goal[:50]!r}, {self.pool!r}, {self.meter.calls} calls{'' if self.ended is None else ', ended: ' + self.ended})"
     def _repr_html_(self) -> str: return self.pool._repr_html_()
 
-# %% ../../../nbs/agents/co_scientist.ipynb #e2549e10
+# %% ../../../nbs/agents/co_scientist.ipynb #f2eac376
 def _header(self: CoScientist) -> dict:
     "What must be the same for a log to be continued."
     k = self._elo["k"] if not callable(self._elo["k"]) else getattr(self._elo["k"], "__name__", "own")
@@ -144,7 +145,9 @@ def _resume(self: CoScientist) -> None:
         for key in ("seed", "goal"):
             if old[key] != new[key]: raise StateError(f"the log {self.memory.path} was written with {key}={old[key]!r}, not {new[key]!r}; give the same, or another path.")
         changed = next((key for key in new["settings"] if old["settings"].get(key) != new["settings"][key]), None)
-        if changed: raise StateError(f"the log {self.memory.path} was written with {changed}={old['settings'].get(changed)!r}, not {new['settings'][changed]!r}; give the same, or another path.")
+        if changed:
+            was, now = old["settings"].get(changed), new["settings"][changed]
+            raise StateError(f"the log {self.memory.path} was written with {changed}={was!r}, not {now!r}; give the same, or another path.")
         for event in self.memory.events(): self.pool.apply(event)
         spent = self.memory.spent
         self.meter.calls, self.meter.prompt_tokens, self.meter.completion_tokens = spent["calls"], spent["prompt_tokens"], spent["completion_tokens"]
@@ -170,7 +173,7 @@ def _plan(self: CoScientist) -> Task | None:
 
 CoScientist._header, CoScientist._resume, CoScientist._plan = _header, _resume, _plan
 
-# %% ../../../nbs/agents/co_scientist.ipynb #2cd9a061
+# %% ../../../nbs/agents/co_scientist.ipynb #d621b1da
 def _caller(self: CoScientist, number: int) -> Callable[[str], str]:
     "Asks the model for one task; the replies that an interrupted attempt had are not asked for again."
     kept, count = self.memory.replies.get(number, {}), iter(range(10**9))
@@ -188,8 +191,8 @@ def _caller(self: CoScientist, number: int) -> Callable[[str], str]:
 
 def _configure(self: CoScientist, call: Callable) -> Iterable[dict]:
     "Parse the goal into criteria and constraints, and ask whether it is safe."
-    reply = call(write_prompt("configuration/goal", self.goal, "Derive from the goal what a good hypothesis must fulfil. Reply with <criteria>…</criteria>, <constraints>…</constraints> and, "
-                              "by whether the goal may be worked on safely, <verdict>accept or unsafe</verdict>."))
+    reply = call(write_prompt("configuration/goal", self.goal, "Derive from the goal what a good hypothesis must fulfil. Reply with <criteria>…</criteria>, "
+                              "<constraints>…</constraints> and, by whether the goal may be worked on safely, <verdict>accept or unsafe</verdict>."))
     read = {t: TagParser(t)(reply) or "" for t in ("criteria", "constraints", "verdict")}
     yield {"event": "configuration", **read}
 
@@ -225,11 +228,12 @@ def _checked(self: CoScientist, event: dict) -> dict:
     near = self.lab.vectors(self.pool.hypotheses.values()) @ self.lab.vectors([new])[0]
     if near.max() < self.options.duplicate: return event
     self.lab.forget(new.id)
-    return {"event": "duplicate", "of": list(self.pool.hypotheses)[int(near.argmax())], "similarity": round(float(near.max()), 4), "statement": event["statement"], "source": event["source"]}
+    repeats = list(self.pool.hypotheses)[int(near.argmax())]
+    return {"event": "duplicate", "of": repeats, "similarity": round(float(near.max()), 4), "statement": event["statement"], "source": event["source"]}
 
 CoScientist._caller, CoScientist._configure, CoScientist._work, CoScientist._commit, CoScientist._checked = _caller, _configure, _work, _commit, _checked
 
-# %% ../../../nbs/agents/co_scientist.ipynb #de04af67
+# %% ../../../nbs/agents/co_scientist.ipynb #6f0fef15
 FAILURES = 5       # tasks in a row that may fail before the model is given up
 
 def _over(self: CoScientist) -> str | None:
@@ -242,7 +246,7 @@ def _over(self: CoScientist) -> str | None:
 def _run(self: CoScientist,
     tasks: int | None = None,       # tasks to do in this call; None: until the run is over
 ) -> Pool:
-    "Work. What was committed before an error or Ctrl-C is kept, and run goes on. Raises `ParameterError` if the model finds the goal unsafe, `LMError` if it fails again and again."
+    "Work. What was committed before an error or Ctrl-C is kept, and run goes on. Raises `ParameterError` if the model finds the goal unsafe, `LMError` if it keeps failing."
     left = None if tasks is None else check_number("tasks", tasks, 1, integer=True)
     results, failed, self.ended, self._since = queue.SimpleQueue(), 0, None, time.monotonic()
     workers = ThreadPoolExecutor(self.queue.n_workers) if self.queue.n_workers > 1 else None
