@@ -517,7 +517,7 @@ def _load(
 
 ProgramArchive.save, ProgramArchive.load = _save, staticmethod(_load)
 
-# %% ../../../nbs/core/programs.ipynb #9c58914e
+# %% ../../../nbs/core/programs.ipynb #2d59f4f7
 def _plot(self: ProgramArchive,
     ax: Axes | None = None,          # default: a new figure
     label: str = "fitness",          # of the vertical axis, with its unit
@@ -538,7 +538,10 @@ def _plot(self: ProgramArchive,
         order = np.argsort(x, kind="stable")
         at, last = np.unique(x[order], return_index=True)
         ax.step(at, np.maximum.accumulate(np.maximum.reduceat(y[order], last)), where="post", color=palette[2], lw=1.4, label="best so far")
-        for p in self.best(marks): ax.annotate(p.name, (p.generation, p.fitness), xytext=(3, 4), textcoords="offset points", fontsize=7)
+        for p in self.best(marks):
+            late = p.generation > x.max() / 2
+            text = p.name if len(p.name) <= 30 else p.name[:29] + "…"
+            ax.annotate(text, (p.generation, p.fitness), xytext=(-4 if late else 3, 4), textcoords="offset points", fontsize=7, ha="right" if late else "left").set_in_layout(False)
         ax.legend(loc="lower right")
     ax.set(xlabel="generation (0: there from the start)", ylabel=label)
     return ax
