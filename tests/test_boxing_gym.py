@@ -103,7 +103,8 @@ def test_posterior_is_the_conjugate_one_by_weights_and_by_moves():
 
 def test_particles_refuse_rather_than_pretend():
     X, Y = np.full((60, 1), 2.0), np.full(60, 1.6)
-    with pytest.raises(InferenceRefused, match=r"effective sample size is \d+ of 2000 particles, fewer than min_ess=200"): particle_posterior(Line(), X, Y, 0, n_prior=2000, n_particles=500, moves=False)
+    with pytest.raises(InferenceRefused, match=r"effective sample size is \d+ of 2000 particles, fewer than min_ess=200"): particle_posterior(Line(), X, Y, 0, n_prior=2000,
+        n_particles=500, moves=False)
     class Never(Line):
         def loglik(self, theta, x, y): return np.full(np.broadcast_shapes(theta.shape[:-1], x.shape[:-1]), -np.inf)
     with pytest.raises(InferenceRefused, match="impossible for all"): ParticlePosterior(Never(), 0, n_prior=500, n_particles=300).update([1.0], 1.0)
@@ -159,8 +160,10 @@ def test_priors_have_their_moments():
     s = draw["location_finding"]
     assert close(s.ravel(), 0, 1) and (np.diff(s[:, ::2], axis=1) >= 0).all()
     rate = np.exp(draw["survival"][:, 0])
-    assert abs(rate.mean() - 1) < 0.1 and abs(sp.kstest(rate[rate > 0], sp.gamma(0.1, scale=10).cdf).statistic) < 0.02 and close(draw["survival"][:, 1], 10 * np.sqrt(2 / np.pi), 10 * np.sqrt(1 - 2 / np.pi))
-    for name, means, sds in (("dugongs", (2, 1.5, 0.4), (0.2, 0.5, 0.5)), ("peregrines", (4.5, 1.2, 0.07, -0.24), (0.1, 0.1, 0.01, 0.05)), ("predator_prey", (0.1, 0.02, 0.4, 0.01), (0.01, 0.01, 0.04, 0.001))):
+    assert abs(rate.mean() - 1) < 0.1 and abs(sp.kstest(rate[rate > 0], sp.gamma(0.1, scale=10).cdf).statistic) < 0.02 and close(draw["survival"][:, 1], 10 * np.sqrt(2 / np.pi),
+        10 * np.sqrt(1 - 2 / np.pi))
+    for name, means, sds in (("dugongs", (2, 1.5, 0.4), (0.2, 0.5, 0.5)), ("peregrines", (4.5, 1.2, 0.07, -0.24), (0.1, 0.1, 0.01, 0.05)),
+        ("predator_prey", (0.1, 0.02, 0.4, 0.01), (0.01, 0.01, 0.04, 0.001))):
         assert all(close(draw[name][:, i], m, sd) for i, (m, sd) in enumerate(zip(means, sds, strict=True)))
     m = dict(zip(boxing_world("moral_machines").parameters, draw["moral_machines"].mean(0), strict=True))
     assert abs(m["count"] - 0.7) < 0.01 and abs(m["intervention"] + 0.3) < 0.01 and abs(m["gender"] + 0.3) < 0.01
@@ -232,12 +235,18 @@ def test_the_table_keeps_five_of_each_and_repeats_tell_nothing():
 
 
 BAD = [("hyperbolic_discounting", (30, 20, 5), "immediate_reward=30 is not below delayed_reward=20"), ("hyperbolic_discounting", (0, 20, 5), "immediate_reward=0 .*>= 1"),
-       ("hyperbolic_discounting", (1, 300, 5), "delayed_reward=300 .*<= 299"), ("hyperbolic_discounting", (1, 20, 365), "delay_days=365 .*<= 364"), ("hyperbolic_discounting", (1.5, 20, 5), "whole number"),
-       ("hyperbolic_discounting", (1, 20), "2 value.*must have 3"), ("hyperbolic_discounting", {"immediate_reward": 1}, "must have immediate_reward, delayed_reward"), ("location_finding", (9, 0), "x=9 .*<= 5"), ("location_finding", (0, float("nan")), "y=nan"),
-       ("death_process", 0, "time=0 .*> 0 and < 2"), ("death_process", 2, "time=2"), ("death_process", "soon", "holds no number"), ("irt", (7, 1), "student=7 .*<= 6"), ("irt", (1, 0), "item=0"), ("survival", 100, "patient=100 .*>= 0 and <= 99"),
-       ("survival", -1, "patient=-1"), ("survival", True, "patient=True"), ("dugongs", 5.1, "age=5.1 .*<= 5"), ("peregrines", float("nan"), "time=nan"), ("predator_prey", 51, "time=51"), ("moral_machines", (["wizard"], ["boy"], "stay"), "group_1='wizard' is not known"),
-       ("moral_machines", (["boy"] * 5, ["boy"], "stay"), "1 to 4 characters"), ("moral_machines", (["boy"], [], "stay"), "group_2"), ("moral_machines", (["boy"], ["cat"], "turn"), "intervention='turn'"), ("moral_machines", "boy or cat", "cannot be read"),
-       ("emotions", (1, 2, 3, 0.5, 0.4, 0.2, 1), r"p_1 \+ p_2 \+ p_3 = 1.1"), ("emotions", (1, 2, 300, 0.5, 0.4, 0.1, 1), "prize_3=300"), ("emotions", (1, 2, 3, 0.5, 0.4, 0.1, 4), "won=4"), ("emotions", (1, 2, 3, 1.5, -0.5, 0, 1), "p_1=1.5")]
+       ("hyperbolic_discounting", (1, 300, 5), "delayed_reward=300 .*<= 299"), ("hyperbolic_discounting", (1, 20, 365), "delay_days=365 .*<= 364"), ("hyperbolic_discounting",
+       (1.5, 20, 5), "whole number"),
+       ("hyperbolic_discounting", (1, 20), "2 value.*must have 3"), ("hyperbolic_discounting", {"immediate_reward": 1}, "must have immediate_reward, delayed_reward"),
+       ("location_finding", (9, 0), "x=9 .*<= 5"), ("location_finding", (0, float("nan")), "y=nan"),
+       ("death_process", 0, "time=0 .*> 0 and < 2"), ("death_process", 2, "time=2"), ("death_process", "soon", "holds no number"), ("irt", (7, 1), "student=7 .*<= 6"),
+       ("irt", (1, 0), "item=0"), ("survival", 100, "patient=100 .*>= 0 and <= 99"),
+       ("survival", -1, "patient=-1"), ("survival", True, "patient=True"), ("dugongs", 5.1, "age=5.1 .*<= 5"), ("peregrines", float("nan"), "time=nan"),
+       ("predator_prey", 51, "time=51"), ("moral_machines", (["wizard"], ["boy"], "stay"), "group_1='wizard' is not known"),
+       ("moral_machines", (["boy"] * 5, ["boy"], "stay"), "1 to 4 characters"), ("moral_machines", (["boy"], [], "stay"), "group_2"),
+       ("moral_machines", (["boy"], ["cat"], "turn"), "intervention='turn'"), ("moral_machines", "boy or cat", "cannot be read"),
+       ("emotions", (1, 2, 3, 0.5, 0.4, 0.2, 1), r"p_1 \+ p_2 \+ p_3 = 1.1"), ("emotions", (1, 2, 300, 0.5, 0.4, 0.1, 1), "prize_3=300"),
+       ("emotions", (1, 2, 3, 0.5, 0.4, 0.1, 4), "won=4"), ("emotions", (1, 2, 3, 1.5, -0.5, 0, 1), "p_1=1.5")]
 
 
 @pytest.mark.parametrize("name, design, words", BAD, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(BAD)])
@@ -265,11 +274,16 @@ def test_budget_and_tries_are_enforced():
     assert len(session.history) == 1 and len(session.failures) == 4
 
 
-@pytest.mark.parametrize("make, words", [(lambda: boxing_world("mars"), "environment='mars'"), (lambda: boxing_goal("dugongs", "weight"), "goal='weight'"), (lambda: Session("emotions", include_prior=False), "include_prior=False"),
-                                         (lambda: Session("moral_machines", include_prior=False), "include_prior=False"), (lambda: Session("dugongs", budget=-1), "budget=-1"), (lambda: boxing_world("irt", model="4PL"), "model='4PL'"),
-                                         (lambda: BoxingText("emotions", include_prior=False), "include_prior"), (lambda: boxing_goal("dugongs").eval_set(0), "n=0"), (lambda: BayesExperimenter("best"), "design='best'"), (lambda: CurveExperimenter("tree"), "kind='tree'"),
-                                         (lambda: Referee(n_outer=1), "n_outer"), (lambda: Referee(n_inner=0), "n_inner"), (lambda: BoxApprentice(proposer="someone"), "proposer='someone'"), (lambda: LMExperimenter("gpt"), "lm is a str"), (lambda: trim("a b", 0), "word_limit=0"),
-                                         (lambda: standardised_error([1], (0, 0)), "sigma0"), (lambda: investigate(3, Session("dugongs")), "without reset"), (lambda: discovery_score("", Experimenter(), Session("dugongs")), "without read"),
+@pytest.mark.parametrize("make, words", [(lambda: boxing_world("mars"), "environment='mars'"), (lambda: boxing_goal("dugongs", "weight"), "goal='weight'"),
+    (lambda: Session("emotions", include_prior=False), "include_prior=False"),
+                                         (lambda: Session("moral_machines", include_prior=False), "include_prior=False"), (lambda: Session("dugongs", budget=-1), "budget=-1"),
+                                         (lambda: boxing_world("irt", model="4PL"), "model='4PL'"),
+                                         (lambda: BoxingText("emotions", include_prior=False), "include_prior"), (lambda: boxing_goal("dugongs").eval_set(0), "n=0"),
+                                         (lambda: BayesExperimenter("best"), "design='best'"), (lambda: CurveExperimenter("tree"), "kind='tree'"),
+                                         (lambda: Referee(n_outer=1), "n_outer"), (lambda: Referee(n_inner=0), "n_inner"), (lambda: BoxApprentice(proposer="someone"),
+                                         "proposer='someone'"), (lambda: LMExperimenter("gpt"), "lm is a str"), (lambda: trim("a b", 0), "word_limit=0"),
+                                         (lambda: standardised_error([1], (0, 0)), "sigma0"), (lambda: investigate(3, Session("dugongs")), "without reset"),
+                                         (lambda: discovery_score("", Experimenter(), Session("dugongs")), "without read"),
                                          (lambda: ScientistEvaluation().evaluate(Experimenter(), None), "data must be functions")])
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ParameterError, match=words): make()
@@ -287,7 +301,7 @@ def test_goals_score_norms_and_words(world, name):
     assert sigma > 0 and mu > 0 and goal.norm_factors() == boxing_goal(world, name).norm_factors()
     for prior in (True, False):
         if prior or not goal.world.needs_prior_words: assert "Answer with" in goal.question(q.designs[0], prior)
-    assert np.allclose(goal.read(answer_text(goal, right[0])), right[0])
+    assert np.allclose(goal.read(answer_text(goal, right[0])), right[0], rtol=1e-4, atol=1e-6)
     for text in ("", "no idea", "1, 2, 3, 4, 5, 6, 7, 8, 9"):
         with pytest.raises(DesignError, match="holds"): goal.read(text)
     with pytest.raises(ParameterError, match="shape"): goal.score(right[:0], q.truth)
@@ -325,7 +339,8 @@ def test_information_beats_chance_and_knowledge_beats_none():
     "Paired over 12 truths of the epidemic, fixed seeds; the mean differences are many standard errors from zero."
     found = {}
     for name, make in (("eig", lambda: BayesExperimenter("eig", n_designs=32, n_outer=80)), ("random", lambda: BayesExperimenter("random")), ("constant", Experimenter)):
-        found[name] = [investigate(make(), Session("death_process", seed=s), s, (0, 10), Referee(n_outer=100, n_designs=30) if name != "constant" else None, word_limit=50 if name == "eig" else 0) for s in range(12)]
+        found[name] = [investigate(make(), Session("death_process", seed=s), s, (0, 10), Referee(n_outer=100, n_designs=30) if name != "constant" else None,
+            word_limit=50 if name == "eig" else 0) for s in range(12)]
     d = np.array([np.mean(b.regret) - np.mean(a.regret) for a, b in zip(found["eig"], found["random"], strict=True)])
     assert d.mean() > 3 * d.std(ddof=1) / 12**0.5 > 0
     z0, z10, c = ([f.z[k] for f in found[n]] for n, k in (("eig", 0), ("eig", 10), ("constant", 10)))
@@ -373,7 +388,8 @@ def test_a_language_model_as_scientist_and_what_it_is_shown():
     assert f.cost["calls"] == len(talks) == 3 + 3 * 10 + 1 and set(f.z) == {0, 1, 2}
     for talk in talks:                                                            # no question of the evaluation stays in the history
         assert sum(m["content"].count("How long is a dugong") for m in talk) == (1 if "How long" in talk[-1]["content"] else 0)
-    assert any("age=9" in m["content"] for m in talks[11]) and session.history[0].text in talks[-1][-1]["content"]
+    assert any("age=9" in m["content"] for m in talks[11])
+    assert any(session.history[0].text in m["content"] for m in talks[-1]) and session.history[1].text in talks[-1][-1]["content"]
     anonymous = Session("dugongs", seed=0, budget=1, include_prior=False)
     lm, talks = scripted(["1.0"], "1.5")
     investigate(LMExperimenter(lm), anonymous, 0, (1,))
@@ -460,7 +476,8 @@ def test_written_programs_run_in_the_sandbox_only():
     with Sandbox() as box:
         model = fit_program(good, x, y, box, 0)
         assert abs(model.estimates["a"] - 1) < 0.2 and abs(model.estimates["b"] - 2) < 0.1 and np.allclose(model.predict(np.array([[2.0]]), box), 5, atol=0.2)
-        for bad, words in ((good.replace("normal", "gamma"), "FAMILY='gamma'"), (good.replace('"log_sigma": [-2, 1]', '"c": [0, 1]'), "log_sigma"), (good.replace("[0, 2]", "[0, -2]"), "positive"), ("1/0", "ZeroDivisionError"),
+        for bad, words in ((good.replace("normal", "gamma"), "FAMILY='gamma'"), (good.replace('"log_sigma": [-2, 1]', '"c": [0, 1]'), "log_sigma"),
+            (good.replace("[0, 2]", "[0, -2]"), "positive"), ("1/0", "ZeroDivisionError"),
                            ("import os; os.kill(os.getppid(), 9)\n" + good, ""), ("while True: pass", "time")):
             try: fit_program(bad, x, y, box, 0)
             except ProgramError as error: assert words in str(error) or words == "time"

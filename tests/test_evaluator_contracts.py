@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import designloop.evaluators
+from designloop.agents.scientists import Experimenter
 from designloop.core.errors import DesignLoopError
 from designloop.core.seeds import cap_threads
 from designloop.lm.protocol import FunctionLM
 from designloop.stats.scores import Report
+from designloop.tasks.boxing_gym import Session
 
 cap_threads(1)
 
@@ -32,11 +34,13 @@ QUICK = {"n_trials": 8, "n_formats": 6, "budget": 200, "batch_size": 5, "nulls":
 PARROT = FunctionLM(lambda prompt, rng: f"### Answer: {rng.integers(9)} abc", name="parrot", logprobs=lambda p, c: [-0.1 * (1 + (len(p) + ord(c[-1])) % 7)] * len(c))
 BLANK = [{"question": f"What is item {i}?", "choices": ["red", "blue"], "answer": i % 2, "blank": f"Item {i} is ____."} for i in range(6)]
 DATA = {"BaseModelEvaluation": {"choice": BLANK}}        # what an evaluator without data of its own is given
+DATA["ScientistEvaluation"] = [lambda seed: Session("dugongs", seed, budget=2), lambda seed: Session("death_process", seed, budget=2)]
+SUBJECT = {"ScientistEvaluation": Experimenter()}         # whom it judges, if not a language model
 
 
 def run(cls, seed=0) -> Report:
     quick = {k: v for k, v in QUICK.items() if k in inspect.signature(cls.__init__).parameters}
-    return cls(**quick).evaluate(PARROT, DATA.get(cls.__name__), seed)
+    return cls(**quick).evaluate(SUBJECT.get(cls.__name__, PARROT), DATA.get(cls.__name__), seed)
 
 
 def test_there_are_evaluators(): assert {"AIW", "FormatSpread"} <= {c.__name__ for c in CLASSES}

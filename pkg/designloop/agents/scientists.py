@@ -15,7 +15,7 @@ from ..core.errors import DesignError, ParameterError, StateError, check_choice,
 from ..core.seeds import seed_streams
 from ..lm.actions import Dialogue
 from ..lm.protocol import LM
-from ..models.curve_families import FAMILIES, Fitted, Scales, fit_family
+from ..models.curve_families import FAMILIES, Fitted, Scales
 from ..models.particles import ParticlePosterior, expected_information
 
 class Experimenter:
@@ -72,7 +72,8 @@ class BayesExperimenter(Experimenter):
         designs = self.world.random_designs(self.n_designs if self.design == "eig" else 1, self.streams["proposer"], self.asked)
         if self.design == "random": return designs[0]
         x = np.array([self.world.encode(d) for d in designs])
-        self.worth = expected_information(self.world, x, self.posterior.sample(2000), self.n_outer * (10 if self.world.outcomes or self.world.noiseless else 1), self.n_inner, self.streams["information"], self.world.settled(x, self.asked))
+        self.worth = expected_information(self.world, x, self.posterior.sample(2000), self.n_outer * (10 if self.world.outcomes or self.world.noiseless else 1), self.n_inner,
+            self.streams["information"], self.world.settled(x, self.asked))
         return designs[int(np.argmax(self.worth.lower))]
 
     def learn(self, experiment):
@@ -250,7 +251,8 @@ class LMExperimenter(_Speaker):
     def hear(self, problem): self._news = f"{problem} Choose another design."
 
     def explain(self, word_limit=200):
-        text = self.dialogue.ask(f"Explain what you found to somebody who has seen no experiment and will have to answer questions about it. Write at most {word_limit} words, without tags.", keep=False)
+        text = self.dialogue.ask(f"Explain what you found to somebody who has seen no experiment and will have to answer questions about it. Write at most {word_limit} words, "
+                                 f"without tags.", keep=False)
         self.cost = dict(self.dialogue.cost)
         return trim(text, word_limit) if text.split() else ""
 

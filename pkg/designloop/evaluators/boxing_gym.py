@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import BudgetExceeded, DesignError, DesignLoopError, ParameterError, check_number
+from ..core.errors import BudgetExceeded, DesignError, ParameterError, check_number
 from ..core.seeds import derive_seed
-from ..models.particles import Information, InferenceRefused, ParticlePosterior, expected_information
+from ..models.particles import Information, ParticlePosterior, expected_information
 from ..stats.intervals import clustered_mean_ci, mean_ci
-from ..stats.scores import Provenance, Report, Score
+from ..stats.scores import Provenance, Report
 
 def standardised_error(
     errors: Any,                     # of predictions, lower is better [n]
@@ -183,25 +183,29 @@ class ScientistEvaluation:
         seed: int = 0,
     ) -> Report:
         "Scores with intervals. Raises `ParameterError` without sessions or for what is no scientist."
-        if not data or not all(map(callable, data)): raise ParameterError("data must be functions that make a session from a seed, such as [lambda seed: Session('dugongs', seed)].")
+        if not data or not all(map(callable, data)): raise ParameterError("data must be functions that make a session from a seed, such as [lambda seed: Session('dugongs', "
+                                                                          "seed)].")
         rows = []
         for k, make in enumerate(data):
             for w in range(self.n_worlds):
                 session = make(derive_seed(seed, k, w) % 2**31)
                 found = investigate(subject, session, derive_seed(seed, "run", k, w), self.checkpoints, self.referee, self.word_limit if self.novice is not None else 0)
                 told = discovery_score(found.explanation, self.novice, session, derive_seed(seed, "read", k, w)) if self.novice is not None else None
-                rows.append({"goal": f"{found.world}/{found.goal}", "seed": session.seed, "first": found.z.get(min(found.z), np.nan), "last": found.z.get(max(found.z), np.nan), "regret": float(np.mean(found.regret)) if found.regret else np.nan,
+                rows.append({"goal": f"{found.world}/{found.goal}", "seed": session.seed, "first": found.z.get(min(found.z), np.nan), "last": found.z.get(max(found.z), np.nan),
+                    "regret": float(np.mean(found.regret)) if found.regret else np.nan,
                              "novice": told.z if told else np.nan, "control": told.control if told else np.nan, "failures": found.failures, "note": found.note})
         return self._report(subject, rows, seed)
 
     def _report(self, subject: Any, rows: list[dict], seed: int) -> Report:
         import pandas as pd
         frame, scores = pd.DataFrame(rows), {}
-        named = {"first": "z before experiments", "last": "z after experiments", "regret": "information regret", "novice": "z of the novice", "control": "z of the novice without explanation", "failures": "bad designs"}
+        named = {"first": "z before experiments", "last": "z after experiments", "regret": "information regret", "novice": "z of the novice",
+            "control": "z of the novice without explanation", "failures": "bad designs"}
         for column, name in named.items():
             values = frame[column].to_numpy(float)
             if np.isnan(values).any(): continue
             about = dict(unit={"regret": "nats", "failures": "designs"}.get(column, "sd"), replicate="session", higher_is_better=False)
             scores[name] = clustered_mean_ci(values, frame.goal, name, **about) if frame.goal.nunique() > 1 else mean_ci(values, name, **about)
-        source = Provenance.collect(seed, ("referee", "scientist", "novice"), model_id=getattr(subject, "name", type(subject).__name__), data_id="boxing gym", config={"n_worlds": self.n_worlds, "word_limit": self.word_limit})
+        source = Provenance.collect(seed, ("referee", "scientist", "novice"), model_id=getattr(subject, "name", type(subject).__name__), data_id="boxing gym",
+            config={"n_worlds": self.n_worlds, "word_limit": self.word_limit})
         return Report(f"Scientist: {getattr(subject, 'name', '?')}", scores, (), source, frame)

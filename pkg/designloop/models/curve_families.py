@@ -5,13 +5,12 @@
 # %% ../../../nbs/models/curve_families.ipynb #79a04c64
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import expit, gammaln, logsumexp
+from scipy.special import expit, gammaln
 
 from ..core.errors import ParameterError, check_choice
 from .particles import LeaveOneOut, psis_loo, smooth_weights
@@ -43,7 +42,8 @@ def _power(theta, t): return theta[..., 0, None] + theta[..., 1, None] * (np.max
 def _logistic(theta, t): return theta[..., 0, None] * expit(_rate(theta[..., 1]) * (t - theta[..., 2, None]))
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (
-    Family("constant", "normal", features=_poly(0)), Family("linear", "normal", features=_poly(1)), Family("quadratic", "normal", features=_poly(2)), Family("surface", "normal", features=_poly(2, True)),
+    Family("constant", "normal", features=_poly(0)), Family("linear", "normal", features=_poly(1)), Family("quadratic", "normal", features=_poly(2)), Family("surface", "normal",
+    features=_poly(2, True)),
     Family("saturation", "normal", _saturation, means=(1, 1, 1), sds=(1.5, 1.5, 1)), Family("power", "normal", _power, means=(0, 1, 0), sds=(1, 1.5, 0.7)),
     Family("logistic", "normal", _logistic, means=(1, 2, 0.5), sds=(1, 0.7, 0.4)),
     Family("poisson constant", "poisson", features=_poly(0)), Family("poisson linear", "poisson", features=_poly(1)), Family("poisson quadratic", "poisson", features=_poly(2)),

@@ -25,7 +25,7 @@ class GenerativeModel(Protocol):
     def sample_obs(self, theta: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
 
 # %% auto #0
-__all__ = ['InferenceRefused', 'GenerativeModel', 'effective_size', 'systematic_resample', 'total_loglik', 'ParticlePosterior',
+__all__ = ['InferenceRefused', 'GenerativeModel', 'effective_size', 'systematic_resample', 'ParticlePosterior', 'largest_step',
            'particle_posterior', 'Information', 'eig_nmc', 'eig_enumerated', 'eig_entropy', 'expected_information',
            'pareto_fit', 'smooth_weights', 'LeaveOneOut', 'psis_loo']
 
@@ -48,15 +48,7 @@ def systematic_resample(
     w = np.exp(log_weights - logsumexp(log_weights))
     return np.minimum(np.searchsorted(np.cumsum(w), (np.arange(n) + rng.random()) / n), len(w) - 1)
 
-def total_loglik(
-    model: GenerativeModel,
-    theta: np.ndarray,                # [n, d]
-    X: np.ndarray,                    # encoded designs [t, p]
-    Y: np.ndarray,                    # outcomes [t] or [t, k]
-) -> np.ndarray:                      # [n]
-    "Log-likelihood of all outcomes, summed; NaN counts as impossible."
-    if not len(X): return np.zeros(len(theta))
-    return np.nan_to_num(model.loglik(theta[:, None], X[None], Y[None]), nan=-np.inf).sum(1)
+def _no_nan(log_density: np.ndarray) -> np.ndarray: return np.where(np.isnan(log_density), -np.inf, log_density)
 
 # %% ../../../nbs/models/particles.ipynb #0d1187e8
 class ParticlePosterior:
@@ -101,7 +93,7 @@ def _update(self: ParticlePosterior,
     x, y = np.asarray(x, float), np.asarray(y, float)
     if not (np.isfinite(x).all() and np.isfinite(y).all()): raise ParameterError(f"x={x.tolist()}, y={y.tolist()} hold numbers that are not finite; remove or repair them.")
     X, Y = (np.concatenate([old, new[None]]) if len(self.X) else new[None] for old, new in ((self.X, x), (self.Y, y)))
-    gain = np.nan_to_num(self.model.loglik(self.theta, x, y), nan=-np.inf)
+    gain = _no_nan(self.model.loglik(self.theta, x, y))
     weights = self.log_weights + gain
     size = effective_size(weights)
     if size >= self.min_ess and (self.method == "importance" or size >= len(self.theta) / 2): self.log_weights = weights
@@ -119,17 +111,18 @@ def _temper(self: ParticlePosterior, X: np.ndarray, Y: np.ndarray, gain: np.ndar
         theta = self._moved(self.theta[kept], X[:-1], Y[:-1], None)
     else: theta = self.theta
     self.method, phi = "smc", 0.0
-    for stage in range(200):
-        gain = np.nan_to_num(self.model.loglik(theta, X[-1], Y[-1]), nan=-np.inf)
-        step = _largest_step(gain, 1 - phi, len(theta) / 2)
+    for _ in range(200):
+        self.stages += 1
+        gain = _no_nan(self.model.loglik(theta, X[-1], Y[-1]))
+        step = largest_step(gain, 1 - phi, len(theta) / 2)
         if step <= 0: raise InferenceRefused(f"outcome {len(X)} is impossible for all {len(theta)} particles that the earlier outcomes left; is it an outcome of this model?")
         phi = 1.0 if step >= 1 - phi else phi + step
         theta = self._moved(theta[systematic_resample(step * gain, len(theta), self.rng)], X, Y, phi)
         if phi == 1.0: break
     else: raise InferenceRefused(f"outcome {len(X)} could not be let in within 200 degrees; use more particles.")
-    self.theta, self.log_weights, self.stages = theta, np.zeros(len(theta)), self.stages + stage + 1
+    self.theta, self.log_weights = theta, np.zeros(len(theta))
 
-def _largest_step(gain: np.ndarray, room: float, keep: float) -> float:
+def largest_step(gain: np.ndarray, room: float, keep: float) -> float:
     "The largest exponent up to `room` that leaves an effective size of `keep`; 0 if none does."
     finite = np.isfinite(gain)
     if finite.sum() < 2: return 0.0
@@ -158,8 +151,8 @@ def _moved(self: ParticlePosterior,
         found = self.model.logprior(t)
         inside = np.isfinite(found)
         if len(X) and inside.any():
-            found[inside] += np.nan_to_num(self.model.loglik(t[inside][:, None], X[None], Y[None]), nan=-np.inf) @ degrees
-        return np.nan_to_num(found, nan=-np.inf)
+            found[inside] += _no_nan(self.model.loglik(t[inside][:, None], X[None], Y[None])) @ degrees
+        return _no_nan(found)
 
     pool, now, accepted = theta.copy(), target(theta), 0.0
     root = np.linalg.cholesky(np.cov(theta.T).reshape(d, d) + 1e-12 * np.eye(d))
@@ -272,7 +265,8 @@ def expected_information(
     rng: np.random.Generator | int = 0,
     settled: np.ndarray | None = None,    # designs whose outcomes are known facts, bool [D]: they tell nothing
 ) -> Information:
-    "EIG in the way that suits the model: an entropy where its attribute `noiseless` is true, a sum over its attribute `outcomes` if it has one, else nested Monte Carlo. Raises `ParameterError`."
+    """EIG in the way that suits the model: an entropy where its attribute `noiseless` is true, a sum over its attribute `outcomes` if it has one, else nested Monte Carlo.
+    Raises `ParameterError`."""
     check_number("n_outer", n_outer, 2, integer=True), check_number("n_inner", n_inner, 1, integer=True)
     some = particles[np.linspace(0, len(particles) - 1, min(n_outer, len(particles))).astype(int)]
     if getattr(model, "outcomes", None): found = eig_enumerated(model, x, some, model.outcomes)

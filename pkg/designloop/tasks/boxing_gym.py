@@ -5,10 +5,9 @@
 # %% ../../../nbs/tasks/boxing_gym.ipynb #23125025
 from __future__ import annotations
 
-import json
 import re
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -49,14 +48,16 @@ class Goal:
         self.loss = {"binary": "zero_one", "pair": "absolute", "ratings": "absolute"}.get(world.outcome, "squared")
 
     @property
-    def key(self) -> str: "World, options and goal, in one text."; return f"{self.world.name}{sorted((k, v) for k, v in vars(self.world).items() if k in ('log_signal', 'model'))}/{self.name}"
+    def key(self) -> str:
+        "World, options and goal, in one text."
+        return f"{self.world.name}{sorted((k, v) for k, v in vars(self.world).items() if k in ('log_signal', 'model'))}/{self.name}"
 
     def eval_set(self,
         n: int = 10,           # questions
     ) -> Questions:
         "Fresh questions about the present truth; of binary outcomes half are ones, where the world has as many."
         n, rng, w = check_number("n", n, 1, integer=True), self.world.streams["evaluation"], self.world
-        candidates = [w.evaluation_design(rng) for _ in range(n if not self._halves else 60 * n)]
+        candidates = [w.evaluation_design(rng) for _ in range(n if not self._halves else 20 * n)]
         x = np.array([w.encode(d) for d in candidates])
         truth = w.answer(x, rng)
         if not self._halves: return Questions(candidates, x, truth)
@@ -76,7 +77,8 @@ class Goal:
         predicted = np.asarray(predicted, float)
         wanted = truth.shape[:1] if self.loss == "accepted" else truth.shape
         if predicted.shape != wanted: raise ParameterError(f"predicted has shape {predicted.shape}; it must be {wanted}, one prediction for each question.")
-        if not np.isfinite(predicted).all(): raise ParameterError(f"predicted has {int((~np.isfinite(predicted)).sum())} value(s) that are not finite; give a number for each question.")
+        if not np.isfinite(predicted).all(): raise ParameterError(f"predicted has {int((~np.isfinite(predicted)).sum())} value(s) that are not finite; give a number for each "
+                                                                  f"question.")
         return _errors(self.loss, predicted, truth)
 
 # %% ../../../nbs/tasks/boxing_gym.ipynb #a38e480e
@@ -99,7 +101,8 @@ def _reference(self: Goal, worlds: int = 400) -> tuple:
         sets = [other.ask(derive_seed(w, "reference", self.world.name) % 2**31) for w in range(worlds)]
         truth = np.concatenate([q.truth for q in sets])
         if self.name == "signal" and not self.world.log_signal: truth = truth[truth <= np.quantile(truth, 0.99)]
-        best = {"zero_one": lambda t: float(t.mean() >= 0.5), "absolute": lambda t: np.median(t, 0), "accepted": lambda t: float(t.mean(0).argmax() + 1)}.get(self.loss, lambda t: t.mean(0))(truth)
+        best = {"zero_one": lambda t: float(t.mean() >= 0.5), "absolute": lambda t: np.median(t, 0), "accepted": lambda t: float(t.mean(0).argmax() + 1)}.get(self.loss,
+            lambda t: t.mean(0))(truth)
         errors = _errors(self.loss, np.broadcast_to(best, truth.shape[:1] if self.loss == "accepted" else truth.shape), truth)
         _NORMS[key] = best, float(errors.mean()), float(errors.std())
     return _NORMS[key]
@@ -206,42 +209,59 @@ class Wording:
 _N = "A box answers inputs with outputs. Its inside is hidden, but fixed."
 WORDS: dict[str, dict[bool, Wording]] = {
     "hyperbolic_discounting": {
-        True: Wording("A person chooses between a smaller reward now and a larger one later. People discount delayed rewards hyperbolically, each at a rate of their own, and choose a little noisily.",
-                      "three whole numbers: reward now, reward later, delay in days; 1 <= now < later < 300 and 1 <= delay < 365", "Offered {0} now or {1} in {2} days, the person took {y}.",
-                      "Offered {0} now or {1} in {2} days, which will the person take?", "1 for the delayed reward, 0 for the immediate one", ("the immediate reward (0)", "the delayed reward (1)")),
-        False: Wording(_N, "three whole numbers a, b, c with 1 <= a < b < 300 and 1 <= c < 365", "Input ({0}, {1}, {2}): output {y}.", "What is the output for the input ({0}, {1}, {2})?", "0 or 1")},
+        True: Wording("A person chooses between a smaller reward now and a larger one later. People discount delayed rewards hyperbolically, each at a rate of their own, and "
+                      "choose a little noisily.",
+                      "three whole numbers: reward now, reward later, delay in days; 1 <= now < later < 300 and 1 <= delay < 365",
+                      "Offered {0} now or {1} in {2} days, the person took {y}.",
+                      "Offered {0} now or {1} in {2} days, which will the person take?", "1 for the delayed reward, 0 for the immediate one", ("the immediate reward (0)",
+                      "the delayed reward (1)")),
+        False: Wording(_N, "three whole numbers a, b, c with 1 <= a < b < 300 and 1 <= c < 365", "Input ({0}, {1}, {2}): output {y}.",
+        "What is the output for the input ({0}, {1}, {2})?", "0 or 1")},
     "location_finding": {
-        True: Wording("Three hidden sources in the plane send out a signal that falls with the squared distance; at any place one measures the sum, with noise.", "two numbers x, y, each between -5 and 5 (sources lie near the origin)",
+        True: Wording("Three hidden sources in the plane send out a signal that falls with the squared distance; at any place one measures the sum, with noise.",
+        "two numbers x, y, each between -5 and 5 (sources lie near the origin)",
                       "At ({0}, {1}) the signal was {y}.", "How strong is the signal at ({0}, {1})?", "one number"),
         False: Wording(_N, "two numbers a, b, each between -5 and 5", "Input ({0}, {1}): output {y}.", "What is the output for the input ({0}, {1})?", "one number")},
     "death_process": {
-        True: Wording("A disease spreads in a population of 50 healthy people. Each person is infected at a constant rate, and nobody recovers.", "one number: the time of the count, above 0 and below 2", "At time {0}, {y} of 50 were infected.",
+        True: Wording("A disease spreads in a population of 50 healthy people. Each person is infected at a constant rate, and nobody recovers.",
+        "one number: the time of the count, above 0 and below 2", "At time {0}, {y} of 50 were infected.",
                       "How many of the 50 are infected at time {0}?", "one number from 0 to 50"),
         False: Wording(_N, "one number above 0 and below 2", "Input {0}: output {y}.", "What is the output for the input {0}?", "one number from 0 to 50")},
     "irt": {
-        True: Wording("Six students tried six test items. Students differ in ability; items differ in difficulty and in how well they tell good students from weak ones.", "two whole numbers: student (1 to 6), item (1 to 6)",
+        True: Wording("Six students tried six test items. Students differ in ability; items differ in difficulty and in how well they tell good students from weak ones.",
+        "two whole numbers: student (1 to 6), item (1 to 6)",
                       "Student {0} {y} item {1}.", "Did student {0} solve item {1}?", "1 for solved, 0 for not", ("did not solve (0)", "solved (1)")),
         False: Wording(_N, "two whole numbers a, b, each from 1 to 6", "Input ({0}, {1}): output {y}.", "What is the output for the input ({0}, {1})?", "0 or 1")},
     "survival": {
-        True: Wording("A hundred patients had surgery for a tumour. Known for each: the months since, and whether the tumour had spread. The risk of death rises with time, and more so after spread.", "one whole number: the patient, 0 to 99",
-                      "Patient {0} ({1} months, {2}) is {y}.", "A patient had surgery {0} months ago, and the tumour had {1}. Dead or alive?", "1 for dead, 0 for alive", ("alive (0)", "dead (1)")),
-        False: Wording(_N, "one whole number from 0 to 99; it picks a listed pair (a, b)", "Input {0} (pair {1}, {2}): output {y}.", "What is the output for the pair ({0}, {1})?", "0 or 1")},
+        True: Wording("A hundred patients had surgery for a tumour. Known for each: the months since, and whether the tumour had spread. The risk of death rises with time, and "
+                      "more so after spread.", "one whole number: the patient, 0 to 99",
+                      "Patient {0} ({1} months, {2}) is {y}.", "A patient had surgery {0} months ago, and the tumour had {1}. Dead or alive?", "1 for dead, 0 for alive",
+                      ("alive (0)", "dead (1)")),
+        False: Wording(_N, "one whole number from 0 to 99; it picks a listed pair (a, b)", "Input {0} (pair {1}, {2}): output {y}.",
+        "What is the output for the pair ({0}, {1})?", "0 or 1")},
     "dugongs": {
-        True: Wording("Dugongs are sea cows. They grow quickly when young and slower later, towards a final length.", "one number: the age, 0 to 5", "A dugong of age {0} was {y} long.", "How long is a dugong of age {0}?", "one number"),
+        True: Wording("Dugongs are sea cows. They grow quickly when young and slower later, towards a final length.", "one number: the age, 0 to 5",
+        "A dugong of age {0} was {y} long.", "How long is a dugong of age {0}?", "one number"),
         False: Wording(_N, "one number from 0 to 5", "Input {0}: output {y}.", "What is the output for the input {0}?", "one number")},
     "peregrines": {
-        True: Wording("Peregrine falcons of one region are counted over time. Numbers rose for years and fell later.", "one number: the time, 0 to 5", "At time {0}, {y} falcons were counted.", "How many falcons are counted at time {0}?", "one number"),
+        True: Wording("Peregrine falcons of one region are counted over time. Numbers rose for years and fell later.", "one number: the time, 0 to 5",
+        "At time {0}, {y} falcons were counted.", "How many falcons are counted at time {0}?", "one number"),
         False: Wording(_N, "one number from 0 to 5", "Input {0}: output {y}.", "What is the output for the input {0}?", "one number")},
     "predator_prey": {
-        True: Wording("Prey and predators share a region. Prey grow and are eaten; predators live on prey. At time 0 there are 40 prey and 9 predators.", "one number: the time, 0 to 50", "At time {0} there were {y} (prey, predators).",
+        True: Wording("Prey and predators share a region. Prey grow and are eaten; predators live on prey. At time 0 there are 40 prey and 9 predators.",
+        "one number: the time, 0 to 50", "At time {0} there were {y} (prey, predators).",
                       "How many prey and predators are there at time {0}?", "two numbers: prey, predators"),
         False: Wording(_N, "one number from 0 to 50", "Input {0}: outputs {y}.", "What are the two outputs for the input {0}?", "two numbers")},
     "moral_machines": {True: Wording(
-        "An autonomous car will hit one of two groups of characters. Somebody judges which group is to be saved.", 'a list of two groups of 1 to 4 characters and the car\'s move, as in [["boy", "dog"], ["old_man"], "swerve"]; swerving saves group 1, staying saves group 2',
-        "Group 1: {0}; group 2: {1}; saving group 1 means to {2}. Saved: {y}.", "Group 1: {0}; group 2: {1}; saving group 1 means to {2}. Which group is saved?", "1 or 2", ("group 2", "group 1"))},
+        "An autonomous car will hit one of two groups of characters. Somebody judges which group is to be saved.",
+        'a list of two groups of 1 to 4 characters and the car\'s move, as in [["boy", "dog"], ["old_man"], "swerve"]; swerving saves group 1, staying saves group 2',
+        "Group 1: {0}; group 2: {1}; saving group 1 means to {2}. Saved: {y}.", "Group 1: {0}; group 2: {1}; saving group 1 means to {2}. Which group is saved?", "1 or 2",
+        ("group 2", "group 1"))},
     "emotions": {True: Wording(
-        "Somebody spins a wheel with three prizes and wins one of them. How they feel depends on what they won and what they could have expected.", "seven numbers: three prizes (0 to 100), their probabilities (summing to 1), and which was won (1, 2 or 3)",
-        "Prizes {0}, {1}, {2} with probabilities {3}, {4}, {5}; prize {6} was won. {y}", "Prizes {0}, {1}, {2} with probabilities {3}, {4}, {5}; prize {6} was won. How does the person feel?",
+        "Somebody spins a wheel with three prizes and wins one of them. How they feel depends on what they won and what they could have expected.",
+        "seven numbers: three prizes (0 to 100), their probabilities (summing to 1), and which was won (1, 2 or 3)",
+        "Prizes {0}, {1}, {2} with probabilities {3}, {4}, {5}; prize {6} was won. {y}", "Prizes {0}, {1}, {2} with probabilities {3}, {4}, {5}; prize {6} was won. How does "
+                                                                                         "the person feel?",
         "eight numbers from 1 to 9: " + ", ".join(EMOTIONS))}}
 
 # %% ../../../nbs/tasks/boxing_gym.ipynb #1cfb7adb
@@ -292,8 +312,10 @@ def _question(self: Goal,
     if self.world.name == "survival": parts[1] = ("spread" if parts[1] else "not spread") if include_prior else parts[1]
     return f"{words.ask.format(*map(_plain, parts))} Answer with {words.answer}."
 
-ASKED = {"discount": ("What is this person's discount rate k, if a delayed reward r is worth r / (1 + k * days)?", "What is k, if the box compares a with b / (1 + k * c)?", "one number"),
-         "rate": ("What is the infection rate, if a person is infected by time t with probability 1 - exp(-rate * t)?", "What is r, if the mean output is 50 * (1 - exp(-r * input))?", "one number"),
+ASKED = {"discount": ("What is this person's discount rate k, if a delayed reward r is worth r / (1 + k * days)?", "What is k, if the box compares a with b / (1 + k * c)?",
+    "one number"),
+         "rate": ("What is the infection rate, if a person is infected by time t with probability 1 - exp(-rate * t)?",
+         "What is r, if the mean output is 50 * (1 - exp(-r * input))?", "one number"),
          "sources": ("Where are the three sources?", "Where are the three places (a, b) at which the output would be largest?", "six numbers: x1, y1, x2, y2, x3, y3"),
          "best_student": ("Which student solved the most items?", "Which first input has the most outputs of 1?", ""),
          "hardest_item": ("Which item was solved by the fewest students?", "Which second input has the fewest outputs of 1?", ""),
@@ -317,7 +339,8 @@ def _read(self: Goal,
 Goal.read = _read
 
 # %% ../../../nbs/tasks/boxing_gym.ipynb #16b4082c
-MOVES = ActionSpace([ActionSchema("observe", "do an experiment", {"design": "the design, as described"}), ActionSchema("answer", "answer the question that was asked", {"value": "the answer"})])
+MOVES = ActionSpace([ActionSchema("observe", "do an experiment", {"design": "the design, as described"}), ActionSchema("answer", "answer the question that was asked",
+    {"value": "the answer"})])
 
 @dataclass(frozen=True)
 class Briefing:
@@ -391,7 +414,8 @@ class Session:
         if isinstance(self.goal, (ParameterGoal, RankingGoal)): aim = f"In the end you will be asked: {self.goal.question(include_prior=self.include_prior)}"
         else: aim = "In the end you will have to predict outcomes that you have not seen."
         listed = ""
-        if self.world.name == "survival": listed = " The list, as number: (months, spread) - " + "; ".join(f"{i}: ({t:g}, {m:g})" for i, (t, m) in enumerate(zip(self.world.time, self.world.spread, strict=True)))
+        if self.world.name == "survival": listed = " The list, as number: (months, spread) - " + "; ".join(f"{i}: ({t:g}, {m:g})" for i,
+            (t, m) in enumerate(zip(self.world.time, self.world.spread, strict=True)))
         if self.world.name == "irt": listed = f" These cells cannot be looked at: {sorted(self.world.kept)}."
         return f"{words.situation} {aim} You have {self.budget} experiments. A design is {words.design}.{listed}"
 
