@@ -32,7 +32,7 @@ def place_ships(
 # %% auto #0
 __all__ = ['SHIPS', 'SIZE', 'START', 'HAND', 'GAME', 'place_ships', 'play', 'report']
 
-# %% ../../../nbs/tasks/trace_battleship.ipynb #56c05f03
+# %% ../../../nbs/tasks/trace_battleship.ipynb #4ab12361
 START = {
     "reason": '''def reason(hits_near, hits_line, unknown_near, parity):
     "How promising a cell is: hits next to it (0-4), lines of hits that it continues (0-4), unknown cells next to it (0-4), 1 on every second cell."
@@ -67,13 +67,12 @@ def play_all(boards, seed):
         rng, size = random.Random(1000 * seed + k), len(board)
         known, left, shots, record = [["."] * size for _ in range(size)], sum(map(sum, board)), 0, []
         while left and shots < 2 * size * size:
-            cells = [[float(reason(h, l, u, p)), rng.random(), r, c] for r, c, h, l, u, p in _cells(known, size)]
-            _, _, r, c = act([list(x) for x in cells])
-            near = any(x[2] for x in _cells(known, size))
-            chosen = next((x for x in _cells(known, size) if x[0] == r and x[1] == c), None)
+            seen = _cells(known, size)
+            _, _, r, c = act([[float(reason(h, l, u, p)), rng.random(), r, c] for r, c, h, l, u, p in seen])
+            chosen = next((x for x in seen if x[0] == r and x[1] == c), None)
             shots += 1
             hit = int(board[r][c]) if chosen else 0
-            line = any(x[3] for x in _cells(known, size))
+            near, line = any(x[2] for x in seen), any(x[3] for x in seen)
             record.append([int(near), int(bool(chosen and chosen[2])), int(line), int(bool(chosen and chosen[3])), chosen[5] if chosen else 0, hit])
             if chosen:
                 known[r][c] = "X" if hit else "O"
