@@ -194,7 +194,7 @@ class QuizCraft:
 
 CRAFTS = {"law": LawCraft(), "gene": GeneCraft(), "quiz": QuizCraft()}
 
-# %% ../../../nbs/tasks/discovery_twins.ipynb #0ccec6dd
+# %% ../../../nbs/tasks/discovery_twins.ipynb #9eb714f4
 def prompt_sections(
     prompt: str,
 ) -> dict[str, str]:        # section in capital letters -> its text; TASK -> "agent/mode"
@@ -241,11 +241,13 @@ class Scientist:
         return w
 
     def _configuration(self, craft, mode, e, prior, s, rng) -> str:
-        return "<criteria>fit to the evidence, few parts, novelty, testability, safety</criteria><constraints>the form that the goal asks for</constraints><verdict>accept</verdict>"
+        return ("<criteria>fit to the evidence, few parts, novelty, testability, safety</criteria>"
+                "<constraints>the form that the goal asks for</constraints><verdict>accept</verdict>")
 
     def _new(self, craft, h, e) -> str:
         title, summary = craft.says(h)
-        return f"<title>{title}</title><summary>{summary}</summary><hypothesis>{craft.write(h, e)}</hypothesis><category>{type(craft).__name__.removesuffix('Craft').lower()}</category>"
+        sort = type(craft).__name__.removesuffix("Craft").lower()
+        return f"<title>{title}</title><summary>{summary}</summary><hypothesis>{craft.write(h, e)}</hypothesis><category>{sort}</category>"
 
 # %% ../../../nbs/tasks/discovery_twins.ipynb #4e15f4d6
 def _generation(self: Scientist, craft, mode, e, prior, s, rng) -> str:
