@@ -316,8 +316,7 @@ def test_a_short_training_learns_the_form_of_a_reply():
     losses = []
     lm = train_exam_lm(1, 100, watch=losses.append)
     assert len(losses) == 1 and losses[0]["loss"] < 1.6 and lm.tokenizer.words == EXAM_FAMILIES      # log 5 = 1.6: letters and fields at random, everything else known
-    again = train_exam_lm(1, 100)
-    assert again.variant == lm.variant
+    assert train_exam_lm(1, 5).variant == train_exam_lm(1, 5).variant != train_exam_lm(2, 5).variant
     reply = lm.generate([f"AaBeCbDd waxcybze z- {EXAM_FAMILIES[0]}"], 1, 12, 0.0, "\n")[0][0].text
     assert re.match(r"[w-z][=+-]", reply)
 
