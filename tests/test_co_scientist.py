@@ -395,7 +395,7 @@ def test_failures_keep_what_was_done_and_give_up_in_the_end():
 def test_a_run_settles_when_the_first_ten_stay():
     def even(prompt, rng): return "I cannot say." if "ranking" in prompt.splitlines()[0] else LM.function(prompt, rng)      # draws among equals change no rating
     off = {"evolution": 0, "generation": 1e-6, "reflection": 0, "proximity": 0, "meta-review": 0}
-    s = CoScientist(WORLD.goal, FunctionLM(even), WORLD.papers, {"calls": 400}, weights=off, n_init=14, settle=5, debate=False)
+    s = CoScientist(WORLD.goal, FunctionLM(even), WORLD.papers, {"calls": 400}, weights=off, n_init=14, settle=5, debate=False, reviews=("initial",))
     s.run()
     assert s.ended == "settled" and len(s.pool.ranked) >= 10 and len(s.pool.matches) - s.pool.top_changed >= 5 and s.meter.calls < 400
 
