@@ -27,7 +27,7 @@ BASH_LIMITS = Limits(seconds=10, memory_mb=256, output_kb=256, processes=32, fil
 __all__ = ['ROOTS', 'START', 'PRELOAD', 'BASH_LIMITS', 'check_tree', 'tree_changes', 'bash_reward', 'text_similarity', 'BashEnv',
            'CTFEnv']
 
-# %% ../../../nbs/tasks/intercode_bash.ipynb #27efb361
+# %% ../../../nbs/tasks/intercode_bash.ipynb #215ed7d5
 def check_tree(tree: Sequence[Mapping],  # entries: path, type, mode, mtime, and text | base64 | zeros | members
                ) -> list[dict]:          # the same, with plain content
     "Refuse paths that leave the known roots. Raises `ParameterError` naming the entry."
@@ -70,9 +70,11 @@ import base64, hashlib, os, shutil, stat
 DATE = 1_700_000_000
 
 def build(entries, roots):
-    for root in roots:
-        for name in os.listdir(root):
-            path = os.path.join(root, name)
+    home = os.path.expanduser("~")
+    for folder in (home, *roots):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if folder == home and name in [os.path.basename(r) for r in roots]: continue
             if os.path.isdir(path) and not os.path.islink(path): shutil.rmtree(path, onerror=free)
             else: os.unlink(path)
     for e in entries:
