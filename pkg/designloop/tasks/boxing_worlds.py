@@ -181,7 +181,7 @@ class Death(World):
     def loglik(self, theta, x, y):
         hazard, n = theta[..., 0] * x[..., 0], self.people
         return gammaln(n + 1) - gammaln(y + 1) - gammaln(n - y + 1) + y * np.log(-np.expm1(-hazard)) - (n - y) * hazard
-    def sample_obs(self, theta, x, rng): return rng.binomial(self.people, -np.expm1(-theta[..., 0] * x[..., 0])).astype(float)
+    def sample_obs(self, theta, x, rng): return np.asarray(rng.binomial(self.people, -np.expm1(-theta[..., 0] * x[..., 0])), float)
 
     def validate(self, design): return _scalar(self, design, 0, 2, exclusive=True)
     def sample_design(self, rng): return float(np.round(rng.uniform(0.001, 1.999), 3))
@@ -312,7 +312,7 @@ class Peregrines(World):
     def loglik(self, theta, x, y):
         rate = self.log_rate(theta, x)
         return y * rate - np.exp(rate) - gammaln(y + 1)
-    def sample_obs(self, theta, x, rng): return rng.poisson(self.expected(theta, x)).astype(float)
+    def sample_obs(self, theta, x, rng): return np.asarray(rng.poisson(self.expected(theta, x)), float)
 
     def validate(self, design): return _scalar(self, design, 0, 5)
     def sample_design(self, rng): return float(np.round(rng.uniform(0, 5), 2))
