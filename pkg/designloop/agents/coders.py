@@ -12,7 +12,7 @@ from typing import Any
 from ..core.episodes import Agent, Decision
 from ..core.errors import ParameterError, check_number, closest
 from ..lm.actions import ActionSchema, ActionSpace, Dialogue
-from ..lm.protocol import LM, FunctionLM, chat_text
+from ..lm.protocol import LM, FunctionLM, chat_text, check_lm
 
 EXECUTED = "Output:"
 
@@ -51,7 +51,7 @@ class Coder(Agent):
         max_tokens: int = 512,             # of a reply
         temperature: float = 0.0,
     ):
-        if not isinstance(lm, LM): raise ParameterError(f"lm is a {type(lm).__name__}; it must be an LM, such as FunctionLM(function) or open_lm().")
+        check_lm(lm)
         for field, value in (("most_chars", most_chars), ("most_rows", most_rows)):
             if value is not None: check_number(field, value, 1, integer=True)
         self.lm, self.language, self.history, self.most_chars, self.most_rows = lm, str(language), history, most_chars, most_rows

@@ -14,7 +14,7 @@ from ..core.episodes import Agent, Decision, Step
 from ..core.errors import DesignError, ParameterError, StateError, check_choice, check_number
 from ..core.seeds import seed_streams
 from ..lm.actions import Dialogue
-from ..lm.protocol import LM
+from ..lm.protocol import LM, check_lm
 from ..models.curve_families import FAMILIES, Fitted, Scales
 from ..models.particles import ParticlePosterior, expected_information
 
@@ -193,7 +193,7 @@ class _Speaker(Experimenter):
         max_tokens: int = 512,         # a reply
         temperature: float = 0.0,
     ):
-        if not isinstance(lm, LM): raise ParameterError(f"lm is a {type(lm).__name__}; it must be an LM, such as FunctionLM(function) or open_lm().")
+        check_lm(lm)
         self.lm, self.rereads, self.options = lm, check_number("rereads", rereads, 0, integer=True), dict(max_tokens=max_tokens, temperature=temperature)
 
     def reset(self, briefing, seed=0):
@@ -278,7 +278,7 @@ class LMScientist(Agent):
     "A language model in the text environment; answers to questions leave no trace in its conversation."
 
     def __init__(self, lm: LM, max_tokens: int = 512, temperature: float = 0.0):
-        self.lm, self.options, self.name = lm, dict(max_tokens=max_tokens, temperature=temperature), f"LM {lm.name}"
+        self.lm, self.options, self.name = check_lm(lm), dict(max_tokens=max_tokens, temperature=temperature), f"LM {lm.name}"
 
     def reset(self, seed=0):
         super().reset(seed)

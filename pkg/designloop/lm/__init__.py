@@ -24,6 +24,7 @@ _WHERE = {
 }
 _all_ = ["LM", "Completion", "FunctionLM", "LMError", "BudgetExceeded", "Sampling", "Job", "open_lm", "chat_text", "Cached", "Metered", "Retried", "Transcript",
          "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "Argument", "ActionSchema", "ActionSpace", "Action", "Dialogue",
-         "Retriever", "BM25", "Hit", "tfidf_embedder", "minilm_embedder", "open_embedder", "embed_texts", "near_duplicates", "EndpointLM", "TransformersLM", "Server", "Faults", "make_app"]
+         "Retriever", "BM25", "Hit", "tfidf_embedder", "minilm_embedder", "open_embedder", "embed_texts", "near_duplicates", "EndpointLM", "TransformersLM", "Server",
+         "Faults", "make_app"]
 
 __getattr__, __dir__ = lazy_names("designloop.lm", _WHERE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import ParameterError, check_choice, check_number, closest
 from .parsers import JSONParser, Parser, Unread
-from .protocol import LM, Completion, chat_text
+from .protocol import LM, Completion, chat_text, check_lm
 
 STYLES = ("tags", "react", "json")
 
@@ -225,7 +225,7 @@ class Dialogue:
         stop: Sequence[str] | None = None,
         turns: int | None = None,        # exchanges kept besides the first; None: all
     ):
-        if not isinstance(lm, LM): raise ParameterError(f"lm is a {type(lm).__name__}; it must be an LM, such as FunctionLM(function) or open_lm().")
+        check_lm(lm)
         self.lm, self.options = lm, dict(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         self.turns = None if turns is None else check_number("turns", turns, 1, integer=True)
         self.messages: list[dict] = [{"role": "system", "content": system}] if system else []

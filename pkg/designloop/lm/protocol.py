@@ -38,7 +38,8 @@ class BudgetExceeded(LMError, errors.BudgetExceeded):
 
 # %% auto #0
 __all__ = ['Prompt', 'ROLES', 'SCHEMES', 'LMError', 'BudgetExceeded', 'Completion', 'check_prompts', 'chat_text', 'Sampling',
-           'Job', 'LM', 'is_watched', 'progress_bar', 'count_tokens', 'cut_at_stop', 'FunctionLM', 'open_lm']
+           'Job', 'LM', 'check_lm', 'is_watched', 'progress_bar', 'count_tokens', 'cut_at_stop', 'FunctionLM',
+           'open_lm']
 
 # %% ../../../nbs/lm/protocol.ipynb #e3c49f5d
 @dataclass(frozen=True, repr=False)
@@ -228,6 +229,14 @@ def _answer(self: LM,
 
 LM.generate, LM.logprobs, LM.score, LM.answer = _generate, _logprobs, _score, _answer
 for _method in (_generate, _logprobs, _score, _answer): _method.__name__ = _method.__name__[1:]; _method.__qualname__ = f"LM.{_method.__name__}"
+
+def check_lm(
+    lm: Any,               # what came
+    field: str = "lm",     # name of the argument
+) -> LM:                   # the model, unchanged
+    "Refuse what is no language model. Raises `ParameterError`."
+    if not isinstance(lm, LM): raise ParameterError(f"{field} is a {type(lm).__name__}; it must be an LM, such as FunctionLM(function) or open_lm().")
+    return lm
 
 # %% ../../../nbs/lm/protocol.ipynb #adabf650
 class _NoBar:
