@@ -128,7 +128,7 @@ def read_feedback(
     wish.expected = [_literal(t) for t in re.findall(r'expected ("(?:[^"\\]|\\.)*"|' + _NUM + ")", text)]
     return wish
 
-# %% ../../../nbs/optimizers/trace_symbolic.ipynb #cc079c52
+# %% ../../../nbs/optimizers/trace_symbolic.ipynb #90cd71fa
 _MATH = {"sin": math.sin, "cos": math.cos, "tanh": math.tanh, "sqrt": math.sqrt, "max": max, "min": min, "maximum": max, "minimum": min, "absolute": abs,
          "minus": operator.sub, "plus": operator.add}
 _PLAIN = {**{k: f for k, (_, f) in BINARY.items()}, **{k: f for k, (_, f) in UNARY.items()}, **_MATH,
@@ -160,10 +160,13 @@ def plain_program(
 
 _FRAME = """import math
 {defs}
+_known = {{}}
 def _made(code):
-    space = {{'math': math}}
-    exec(code, space)
-    return [v for k, v in space.items() if callable(v) and k != '__builtins__'][-1]
+    if code not in _known:
+        space = {{'math': math}}
+        exec(code, space)
+        _known[code] = [v for k, v in space.items() if callable(v) and k != '__builtins__'][-1]
+    return _known[code]
 
 def _run(V):
 {lines}
