@@ -64,7 +64,7 @@ def judged_frame(
     if len(wrong): raise ParameterError(f"truth={wrong.iloc[0]:g} is not allowed; a truth is a number in [0, 1].")
     return made
 
-# %% ../../../nbs/agents/co_scientist_evaluation.ipynb #9bcab949
+# %% ../../../nbs/agents/co_scientist_evaluation.ipynb #b5ab3003
 @dataclass(frozen=True)
 class Concordance:
     "How rating and truth go together; made by `concordance`."
@@ -103,10 +103,10 @@ def _over_goals(name: str, f: DataFrame, statistic: Callable, level: float, resa
     "A statistic of the frame with a percentile interval over resampled goals."
     groups, rng = [g.index.to_numpy() for _, g in f.groupby("goal", sort=False)], np.random.default_rng(derive_seed(seed, "bootstrap"))
     value = statistic(f.index.to_numpy())
-    if len(groups) < 3: return Score(name, value, (-1.0, 1.0), level, len(f), "no interval below 3 goals", unit="correlation", replicate="goal")
+    if len(groups) < 3: return Score(name, value, (-1.0, 1.0), level, len(f), "no interval below 3 goals", unit="correlation", replicate="item")
     draws = [statistic(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(resamples)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Score(name, value, (min(low, value), max(high, value)), level, len(f), f"bootstrap over {len(groups)} goals, percentile", unit="correlation", replicate="goal")
+    return Score(name, value, (min(low, value), max(high, value)), level, len(f), f"bootstrap over {len(groups)} goals, percentile", unit="correlation", replicate="item")
 
 def concordance(
     pool: Pool | Sequence[Pool] | DataFrame,        # pools, or what judged_frame made
@@ -139,7 +139,8 @@ def concordance(
     ref = None if base is None else _over_goals("Spearman of Elo bin and reference", f, lambda i: _rho(bins[i], base[i]), *how)
     gain = None if base is None else _over_goals("difference", f, lambda i: _rho(bins[i], truths[i]) - _rho(bins[i], base[i]), *how)
     inside = np.array([_rho(g["rating"].to_numpy(), g["truth"].to_numpy()) for _, g in f.groupby("goal") if len(g) > 2 and np.ptp(g["truth"]) > 0])
-    within = mean_ci(inside if len(inside) else np.zeros(1), "Spearman inside a goal", level, (-1, 1), "t" if len(inside) > 1 else None)
+    about = dict(unit="correlation", replicate="goal")
+    within = mean_ci(inside if len(inside) else np.zeros(1), "Spearman inside a goal", level, (-1, 1), "t" if len(inside) > 1 else None, **about)
     first = f.loc[f.groupby("goal")["rating"].idxmax(), "truth"].to_numpy()
     return Concordance(pd.DataFrame(rows), rho, ref, gain, within, mean_ci(first, "truth of the first", level, (0, 1)), f)
 

@@ -194,7 +194,7 @@ class QuizCraft:
 
 CRAFTS = {"law": LawCraft(), "gene": GeneCraft(), "quiz": QuizCraft()}
 
-# %% ../../../nbs/tasks/discovery_twins.ipynb #9eb714f4
+# %% ../../../nbs/tasks/discovery_twins.ipynb #ef6c658d
 def prompt_sections(
     prompt: str,
 ) -> dict[str, str]:        # section in capital letters -> its text; TASK -> "agent/mode"
@@ -230,7 +230,7 @@ class Scientist:
         if craft is None: raise ParameterError(f"goal={s['GOAL'][:60]!r} is of no world that this scientist knows; it knows {', '.join(CRAFTS)}.")
         agent, _, mode = s["TASK"].partition("/")
         e = craft.evidence(s["GOAL"] if isinstance(craft, QuizCraft) else s.get("PAPERS", ""))
-        prior = self._prior(craft, s.get("LESSONS", ""))
+        prior = self._prior(craft, s.get("LESSONS", "")) if agent in ("generation", "evolution") else np.ones(len(craft.names))
         return getattr(self, "_" + agent.replace("-", "_"))(craft, mode, e, prior, s, rng)
 
     def _prior(self, craft, lessons: str) -> np.ndarray:
