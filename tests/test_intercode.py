@@ -198,7 +198,7 @@ def test_gold_commands_get_one_and_leave_no_trace(boxes, backend):
         episode = rollout(Typist(t.gold, "submit"), env, options=t.id)
         if any(s.info.get("refused") for s in episode): continue       # the weakest backend reads before it runs
         assert episode.steps[-1].reward >= SOLVED and not episode.info["corrupt_gold"], (t, episode.transcript)
-    env.step("echo left > ~/left; mkdir -p /work/more")
+    env.step("echo left > ~/left; mkdir -p /elsewhere/more")
     env.reset(options=world.tasks[0].id)
     assert env.step("cat ~/left")[4]["action_executed"] is False
     assert env.manifest() == env.before, "every episode begins with the same tree"
