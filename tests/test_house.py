@@ -324,7 +324,7 @@ def test_the_build_script_hands_on_data_and_failure(tmp_path, status):
     (tmp_path / "shared/data").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / "main/.ci/run")
-    for name, body in {"make": f'echo "make $*: CI=$CI data=$DESIGNLOOP_DATA"; exit {status}', "chromium": "exit 0"}.items():
+    for name, body in {"make": f'echo "make $*: CI=$CI data=$DESIGNLOOP_DATA"; exit {status}', "chromium": "exit 0", "bwrap": "exit 0"}.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     env = {k: v for k, v in os.environ.items() if k != "DESIGNLOOP_DATA"} | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
