@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .co_scientist_agents import AGENTS, Agent, Context, Lab, LabOptions, Literature, Task, word_screen, write_prompt
+from .co_scientist_agents import AGENTS, Context, Lab, LabOptions, Literature, Task, TeamAgent, word_screen, write_prompt
 from .co_scientist_memory import ContextMemory, Pool, prompt_key
 from ..core.errors import DataMissing, ParameterError, StateError, check_choice, check_number
 from ..core.seeds import derive_seed
@@ -50,7 +50,7 @@ class TaskQueue:
         self.busy: dict[str, set] = {}
         self.flying: dict[int, Task] = {}
 
-    def next(self, pool: Pool, agents: Mapping[str, Agent], rng: np.random.Generator) -> Task | None:
+    def next(self, pool: Pool, agents: Mapping[str, TeamAgent], rng: np.random.Generator) -> Task | None:
         "A task for the state of the pool, not yet numbered; None if nobody has anything to do."
         coming = sum(t.agent in ("generation", "evolution") for t in self.flying.values())
         tried = pool.counts["hypothesis"] + pool.counts["duplicate"] + pool.counts["unread"]

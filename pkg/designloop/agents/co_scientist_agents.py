@@ -23,7 +23,7 @@ from ..stats.tournament import Verdict, play_game, settle_match
 
 # %% auto #0
 __all__ = ['GENERATION', 'EVOLUTION', 'CRITERIA', 'AGENTS', 'word_screen', 'Literature', 'LabOptions', 'Lab', 'Task',
-           'hypothesis_block', 'write_prompt', 'Context', 'Agent', 'new_hypothesis', 'GenerationAgent',
+           'hypothesis_block', 'write_prompt', 'Context', 'TeamAgent', 'new_hypothesis', 'GenerationAgent',
            'ReflectionAgent', 'read_winner', 'RankingAgent', 'ProximityAgent', 'EvolutionAgent', 'MetaReviewAgent']
 
 # %% ../../../nbs/agents/co_scientist_agents.ipynb #bde78856
@@ -173,7 +173,7 @@ class Context:
         return value
 
 # %% ../../../nbs/agents/co_scientist_agents.ipynb #62eadea5
-class Agent:
+class TeamAgent:
     "Plans on the pool, then works. Subclasses write `plan(pool, rng, busy)`, which returns a `Task` without number or None, and `step(ctx)`, which returns events."
     name = "agent"
 
@@ -196,7 +196,7 @@ def new_hypothesis(ctx: Context, reply: str, source: str, parents: Sequence[str]
     return [{"event": "hypothesis", "id": f"H{ctx.task.number}", "title": title or statement[:60], "summary": summary, "statement": statement, "category": category,
              "source": source, "parents": list(parents)}]
 
-class GenerationAgent(Agent):
+class GenerationAgent(TeamAgent):
     name = "generation"
 
     def plan(self, pool, rng, busy):
@@ -237,7 +237,7 @@ _REVIEW = {
     "recurrent": "Review again, with what the tournament has shown about it.",
 }
 
-class ReflectionAgent(Agent):
+class ReflectionAgent(TeamAgent):
     name = "reflection"
 
     def plan(self, pool, rng, busy):
@@ -292,7 +292,7 @@ def read_winner(
     found = re.fullmatch(r"\W*better\W*([12])\W*", lines[-1].strip(), re.IGNORECASE) if lines else None
     return None if found is None else float(found[1] == "1")
 
-class RankingAgent(Agent):
+class RankingAgent(TeamAgent):
     name = "ranking"
 
     def __init__(self, lab: Lab): super().__init__(lab); self._known: tuple = ()
@@ -358,7 +358,7 @@ class RankingAgent(Agent):
 assert read_winner("The first fits.\nbetter: 1") == 1 and read_winner("**Better: 2.**") == 0 and read_winner("both are fine") is None and read_winner("better: 1\nor not") is None
 
 # %% ../../../nbs/agents/co_scientist_agents.ipynb #693e62e0
-class ProximityAgent(Agent):
+class ProximityAgent(TeamAgent):
     name = "proximity"
 
     def plan(self, pool, rng, busy):
@@ -382,7 +382,7 @@ _EVOLVE = {
     "out-of-the-box": (5, "Move away from these: propose something that shares no idea with them."),
 }
 
-class EvolutionAgent(Agent):
+class EvolutionAgent(TeamAgent):
     name = "evolution"
 
     def plan(self, pool, rng, busy):
@@ -400,7 +400,7 @@ class EvolutionAgent(Agent):
         reply = ctx.ask(f"{_EVOLVE[ctx.task.mode][1]} {_NEW}", hypotheses=m["shown"], papers=papers)
         return new_hypothesis(ctx, reply, f"evolution/{ctx.task.mode}", ctx.task.targets)
 
-class MetaReviewAgent(Agent):
+class MetaReviewAgent(TeamAgent):
     name = "meta-review"
 
     def plan(self, pool, rng, busy):
