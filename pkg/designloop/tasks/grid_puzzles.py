@@ -30,8 +30,8 @@ LARGEST = 30                 # rows and columns that a grid may have
 __all__ = ['Grid', 'LARGEST', 'GRID_OPERATIONS', 'COLOURS', 'DEPTHS', 'GRID_LANGUAGE', 'turn_grid', 'let_fall', 'crop_grid',
            'grid_components', 'keep_largest_part', 'fill_grid_holes', 'outline_grid', 'fill_with_majority',
            'grid_operations', 'run_chain', 'run_grid_code', 'run_grid_function', 'draw_grids', 'check_grid',
-           'GridPuzzle', 'grid_grammar', 'explained_by_one', 'make_arc', 'arc_puzzles', 'grid_tools', 'grid_text',
-           'grid_score', 'grid_tasks', 'grid_split']
+           'GridPuzzle', 'grid_grammar', 'explained_by_one', 'make_arc', 'arc_puzzles', 'pair_tools', 'grid_tools',
+           'grid_text', 'grid_score', 'grid_tasks', 'grid_split']
 
 # %% ../../../nbs/tasks/grid_puzzles.ipynb #0e5a1df1
 def turn_grid(g, times):
@@ -277,14 +277,16 @@ def run_grid_function(code, grid):
     exec(code, space)
     result = space["transform"]([list(r) for r in grid])
     return [[int(v) for v in r] for r in result]
+'''
 
+_PAIR_TOOLS = '''
 def check(task, code):
     """Feedback in words, and the numbers of the pairs that the code gets right and wrong."""
     correct, wrong, note = [], [], ""
     for number, (given, wanted) in enumerate(task["pairs"]):
         try:
-            got = run_grid_code(code, given)
-            right, said = got == wanted, f"it gives {got} instead of {wanted}"
+            got = RUN(code, given)
+            right, said = got == wanted, f"it gives {got!r} instead of {wanted!r}"
         except Exception as error:
             right, said = False, f"it fails: {error}"
         (correct if right else wrong).append(number)
@@ -294,16 +296,22 @@ def check(task, code):
 
 def answer(task, code):
     try:
-        return run_grid_code(code, task["question"])
+        return RUN(code, task["question"])
     except Exception:
         return ""
 '''
+
+def pair_tools(
+    run: str,      # name of the function that runs a program on one input
+) -> str:
+    "The tools `check` and `answer` of tasks that are pairs of input and output, as Python text for the sandbox."
+    return _PAIR_TOOLS.replace("RUN(", f"{run}(")
 
 @lru_cache(maxsize=1)
 def grid_tools() -> str:
     "The operations and the two tools as Python text for the sandbox."
     parts = (turn_grid, let_fall, crop_grid, grid_components, keep_largest_part, fill_grid_holes, outline_grid, fill_with_majority, grid_operations, run_chain, run_grid_code)
-    return "\n".join(inspect.getsource(f) for f in parts) + "\nGRID_OPERATIONS = grid_operations()\n" + _GRID_TOOLS
+    return "\n".join(inspect.getsource(f) for f in parts) + "\nGRID_OPERATIONS = grid_operations()\n" + _GRID_TOOLS + pair_tools("run_grid_code")
 
 GRID_LANGUAGE = "the operations " + ", ".join(f"{n}{'' if c == 0 else '(a)' if c == 1 else '(a, b)'}" for n, (c, _) in GRID_OPERATIONS.items())
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import ParameterError, check_number
 from ..core.seeds import seed_streams
 from ..lm.agent_programs import AgentTask, TaskSet
-from .grid_puzzles import DEPTHS, run_chain
+from .grid_puzzles import DEPTHS, pair_tools, run_chain
 
 # %% auto #0
 __all__ = ['STRING_OPERATIONS', 'NAMES', 'THINGS', 'string_operations', 'run_string_code', 'make_string_task', 'string_tasks',
@@ -41,31 +41,9 @@ def run_string_code(code, text):
     "Run a chain of operations on a text. Raises ValueError for what cannot be read or run."
     return run_chain(code, text, STRING_OPERATIONS, lambda s: 0 < len(s) <= 200)
 
-_PAIR_TOOLS = '''
-def check(task, code):
-    """Feedback in words, and the numbers of the pairs that the code gets right and wrong."""
-    correct, wrong, note = [], [], ""
-    for number, (given, wanted) in enumerate(task["pairs"]):
-        try:
-            got = run_string_code(code, given)
-            right, said = got == wanted, f"it gives {got!r} instead of {wanted!r}"
-        except Exception as error:
-            right, said = False, f"it fails: {error}"
-        (correct if right else wrong).append(number)
-        if not right and not note:
-            note = f" On pair {number + 1} {said}."
-    return f"{len(correct)} of {len(task['pairs'])} pairs are right.{note}", correct, wrong
-
-def answer(task, code):
-    try:
-        return run_string_code(code, task["question"])
-    except Exception:
-        return ""
-'''
-
 @lru_cache(maxsize=1)
 def _string_tools() -> str:
-    return "\n".join(inspect.getsource(f) for f in (string_operations, run_chain, run_string_code)) + "\nSTRING_OPERATIONS = string_operations()\n" + _PAIR_TOOLS
+    return "\n".join(inspect.getsource(f) for f in (string_operations, run_chain, run_string_code)) + "\nSTRING_OPERATIONS = string_operations()\n" + pair_tools("run_string_code")
 
 # %% ../../../nbs/tasks/transfer_domains.ipynb #f1258e8d
 def _word(rng: np.random.Generator) -> str:
