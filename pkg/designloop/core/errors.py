@@ -104,8 +104,7 @@ def check_number(
         above, below = (">", "<") if exclusive else (">=", "<=")
         limits = [f"{above} {low}"] * (low is not None) + [f"{below} {high}"] * (high is not None)
         raise ParameterError(f"{field}={shown(value)} is not allowed; it must be {kind}{' ' + ' and '.join(limits) if limits else ''}.")
-    if not integer: return number
-    return int(value) if hasattr(value, "__index__") else int(number)        # a float has 53 bits, a seed may have 63
+    return int(number) if integer else number
 
 # %% ../../../nbs/core/errors.ipynb #34d37d72
 def check_finite(
