@@ -492,3 +492,12 @@ def test_the_filter_is_the_same_program_for_both_machines():
     x86, arm = (sandbox_worker.seccomp_program(m, True) for m in ("x86_64", "aarch64"))
     assert len(x86) - len(arm) == 16 and len(x86) % 8 == 0 and sandbox_worker.seccomp_program("mips", True) is None
     assert json.dumps(sorted(sandbox_worker.REFUSED)) and signal.SIGKILL == 9
+
+
+def test_what_is_mounted_below_a_private_directory_is_not_counted(tmp_path):
+    from designloop.core.sandbox_worker import size_of
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "large").write_bytes(b"x" * 2 ** 20)
+    (tmp_path / "own").write_bytes(b"x" * 2 ** 14)
+    (whole, many), (own, few) = size_of([str(tmp_path)]), size_of([str(tmp_path)], (str(tmp_path / "lib"),))
+    assert many == 3 and few == 1 and 2 ** 14 <= own < 2 ** 20 < whole

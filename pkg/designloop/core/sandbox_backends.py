@@ -155,6 +155,7 @@ class Container:
                 "watched": ([HOME, "/tmp", "/dev/shm"] if boxed else [str(home), str(run / "tmp")]), "count_processes": boxed,
                 "mounts": mounts(run, home, roots) if boxed else [], "parent_signal": 0 if plan.backend == "bubblewrap" else int(signal.SIGKILL if boxed else signal.SIGTERM)}
         python = [os.path.realpath(sys.executable), "-I", "-S", "-B"]
+        spec["apart"] = [target for kind, _, target in spec["mounts"] if kind == "read"]      # an interpreter may live below /tmp
         written = {**spec, "mounts": []} if plan.backend == "bubblewrap" else spec
         (run / "etc" / "spec.json").write_text(json.dumps(written), encoding="utf-8")
         (run / "etc" / "keeper.py").write_bytes(_KEEPER)

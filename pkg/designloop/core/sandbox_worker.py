@@ -359,7 +359,9 @@ def memory_of(pid: int) -> int:  # bytes of memory that are not files
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith((b"RssAnon", b"RssShmem")))
 
 
-def size_of(folders: list[str]) -> tuple[int, int]:  # bytes on disk, entries; a directory that is too deep or cannot be read counts as too many
+def size_of(folders: list[str],           # private directories
+            apart: tuple[str, ...] = (),  # what else is mounted below them, for reading, and is not theirs
+            ) -> tuple[int, int]:         # bytes on disk, entries; a directory that is too deep or cannot be read counts as too many
     "What the private directories hold, counted without following links and only as far as the limits of entries and depth."
     size = entries = 0
     waiting = list(folders)
@@ -368,6 +370,7 @@ def size_of(folders: list[str]) -> tuple[int, int]:  # bytes on disk, entries; a
         except FileNotFoundError: continue
         except OSError: return size, MAX_FILES + 1
         for entry in found:
+            if entry.path in apart: continue
             try: what = entry.stat(follow_symlinks=False)
             except FileNotFoundError: continue
             except OSError: return size, MAX_FILES + 1
@@ -445,7 +448,7 @@ class Watch:
         "Sums that no limit of the kernel keeps."
         begin = time.monotonic()
         pids = processes(self.spec["pid_one"])
-        size, entries = size_of(self.spec["watched"])
+        size, entries = size_of(self.spec["watched"], self.spec["apart"])
         if len(pids) > self.limits["processes"]: self.killed = "processes"
         elif sum(max(0, memory_of(p) - self.base) for p in pids) > self.limits["memory_mb"] * MB: self.killed = "memory"
         elif size + deleted_but_open(pids) > self.limits["file_mb"] * MB or entries > MAX_FILES: self.killed = "files"
@@ -527,7 +530,7 @@ def _finish(self, with_pidfd: int | None) -> dict:
     if not self.killed and self.status is None: self.status = -signal.SIGKILL
     if not self.killed and self.status == -signal.SIGXCPU: self.killed = "time"
     if not self.killed and (self.status == 86 and self.talk or (self.result or {}).get("memory")): self.killed = "memory"
-    size, entries = size_of(self.spec["watched"])
+    size, entries = size_of(self.spec["watched"], self.spec["apart"])
     if not self.killed and (size > self.limits["file_mb"] * MB or entries > MAX_FILES): self.killed = "files"
     for fd in [*self.order, *([self.stdin] if self.stdin >= 0 else []), *([with_pidfd] if with_pidfd else [])]: os.close(fd)
     if self.talk: self.talk.close()
@@ -558,7 +561,7 @@ def end_all(spec: dict,              # of the container
 
 def handle(request: dict, spec: dict, channel: socket.socket, base: tuple[int, int]) -> dict:
     "Run one request from fork to clean-up."
-    size, entries = size_of(spec["watched"])
+    size, entries = size_of(spec["watched"], spec["apart"])
     if size > request["limits"]["file_mb"] * MB or entries > MAX_FILES:
         return {"killed": "files", "stdout": "", "stderr": "", "status": None, "result": None, "seconds": 0.0, "calls": {}}
     ins, outs, errs = os.pipe(), os.pipe(), os.pipe()
