@@ -65,6 +65,7 @@ def test_puzzles_without_pairs_and_empty_sets_are_refused():
     with pytest.raises(ParameterError, match="validation=0"): grid_split(0, 0, 5)
     with pytest.raises(ParameterError, match="data='arx'"): grid_split(0, 2, 2, "arx")
     with pytest.raises(ParameterError, match="depths"): make_arc(0, depths=(0, 0))
+    with pytest.raises(ParameterError, match="depths"): make_string_task(0, depths=(0, -1))
 
 
 def test_made_puzzles_are_solved_by_their_program_and_by_no_shorter_one():

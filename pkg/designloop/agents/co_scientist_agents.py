@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,7 +174,7 @@ class Context:
         return value
 
 # %% ../../../nbs/agents/co_scientist_agents.ipynb #62eadea5
-class TeamAgent:
+class TeamAgent(ABC):
     "Plans on the pool, then works. Subclasses write `plan(pool, rng, busy)`, which returns a `Task` without number or None, and `step(ctx)`, which returns events."
     name = "agent"
 
@@ -183,8 +184,10 @@ class TeamAgent:
         "What every prompt needs from the pool."
         return {"goal": pool.goal, "lessons": pool.lessons, "criteria": pool.configuration.get("criteria", ""), "allowed": pool.restricted, **more}
 
-    def plan(self, pool: Pool, rng: np.random.Generator, busy: Mapping[str, set]) -> Task | None: raise NotImplementedError
-    def step(self, ctx: Context) -> Iterable[dict]: raise NotImplementedError
+    @abstractmethod
+    def plan(self, pool: Pool, rng: np.random.Generator, busy: Mapping[str, set]) -> Task | None: "What to do next, if anything."
+    @abstractmethod
+    def step(self, ctx: Context) -> Iterable[dict]: "The events of doing it."
 
     def papers(self, ctx: Context, query: str, k: int) -> list[tuple[int, str]]: return self.lab.literature.search(query, k, ctx.rng, ctx.task.material["allowed"])
 

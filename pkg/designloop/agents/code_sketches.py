@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import Any
@@ -160,10 +161,11 @@ _SKETCHES: list[tuple[str, Callable]] = [
     (r"What are the names of (?P<plural>\w+) linked to the (?P<noun>\w+) named (?P<value>\w+)\?", _linked)]
 
 # %% ../../../nbs/agents/code_sketches.ipynb #36996d36
-class SketchLM(FunctionLM):
+class SketchLM(FunctionLM, ABC):
     "A writer of code from sketches; subclasses write `candidates` and may `explore`."
     def __init__(self, name: str): super().__init__(self._reply, name)
-    def candidates(self, question: str, prompt: list[dict]) -> list[str]: raise NotImplementedError
+    @abstractmethod
+    def candidates(self, question: str, prompt: list[dict]) -> list[str]: "Programs to try, the likeliest first."
     def explore(self, prompt: list[dict]) -> str | None: return None
     plan = "1. Write the code.\n2. Correct it."
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ class TemplateNovice(Experimenter):
         return self.goal.from_particles(self.theta, questions, self.asked, self.outcomes, self.streams["predictions"])
 
 # %% ../../../nbs/agents/scientists.ipynb #ae78a7bb
-class _Speaker(Experimenter):
+class _Speaker(Experimenter, ABC):
     "What scientists and novices share who are language models."
 
     def __init__(self,
@@ -201,7 +202,8 @@ class _Speaker(Experimenter):
         self.unread, self.moves = 0, briefing.moves
         self.dialogue = Dialogue(self.lm, self._system(), seed=seed, **self.options)
 
-    def _system(self) -> str: raise NotImplementedError
+    @abstractmethod
+    def _system(self) -> str: "What the model is told first."
 
     def predict(self, questions):
         answers = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ __all__ = ['CHARACTERS', 'EMOTIONS', 'WORLDS', 'World', 'Discounting', 'Sources'
            'Peregrines', 'PredatorPrey', 'MoralMachine', 'Emotions', 'boxing_world']
 
 # %% ../../../nbs/tasks/boxing_worlds.ipynb #eeb7560d
-class World:
+class World(ABC):
     "Hidden parameters, experiments and their outcomes. Subclasses give prior, likelihood and simulator."
     name = "world"
     parameters: tuple[str, ...] = ()             # names of the hidden numbers
@@ -61,21 +62,30 @@ class World:
         self.decide(self.streams["facts"])
         return self
 
-    def prepare(self, rng: np.random.Generator) -> None: "Draw what everybody may know (patients, say)."
-    def decide(self, rng: np.random.Generator) -> None: "Draw outcomes that are facts."
-    def prior_sample(self, n: int, rng: np.random.Generator) -> np.ndarray: raise NotImplementedError
-    def logprior(self, theta: np.ndarray) -> np.ndarray: raise NotImplementedError
-    def loglik(self, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray: raise NotImplementedError
-    def sample_obs(self, theta: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray: raise NotImplementedError
-    def expected(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-        "Mean outcome (of a binary one, its probability)."
-        raise NotImplementedError
+    def prepare(self, rng: np.random.Generator) -> None:
+        "Draw what everybody may know (patients, say)."
+        return None
 
-    def validate(self, design: Any) -> Any:
-        "The design in its own form. Raises `DesignError` naming field, value and what is allowed."
-        raise NotImplementedError
+    def decide(self, rng: np.random.Generator) -> None:
+        "Draw outcomes that are facts."
+        return None
+
+    @abstractmethod
+    def prior_sample(self, n: int, rng: np.random.Generator) -> np.ndarray: "Draws of the parameters [n, d]."
+    @abstractmethod
+    def logprior(self, theta: np.ndarray) -> np.ndarray: "Log density of the prior at parameters [..., d]."
+    @abstractmethod
+    def loglik(self, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray: "Log-likelihood of outcomes at encoded designs."
+    @abstractmethod
+    def sample_obs(self, theta: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray: "Outcomes at encoded designs."
+    @abstractmethod
+    def expected(self, theta: np.ndarray, x: np.ndarray) -> np.ndarray: "Mean outcome (of a binary one, its probability)."
+
+    @abstractmethod
+    def validate(self, design: Any) -> Any: "The design in its own form. Raises `DesignError` naming field, value and what is allowed."
     def encode(self, design: Any) -> np.ndarray: return np.atleast_1d(np.asarray(design, float))
-    def sample_design(self, rng: np.random.Generator) -> Any: raise NotImplementedError
+    @abstractmethod
+    def sample_design(self, rng: np.random.Generator) -> Any: "A design as a scientist without a plan would choose it."
     def evaluation_design(self, rng: np.random.Generator) -> Any: "A design to be predicted."; return self.sample_design(rng)
     def parse(self, text: str) -> Any:
         "A design from text. Raises `DesignError`."

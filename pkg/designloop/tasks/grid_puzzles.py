@@ -30,8 +30,8 @@ LARGEST = 30                 # rows and columns that a grid may have
 __all__ = ['Grid', 'LARGEST', 'GRID_OPERATIONS', 'COLOURS', 'DEPTHS', 'GRID_LANGUAGE', 'turn_grid', 'let_fall', 'crop_grid',
            'grid_components', 'keep_largest_part', 'fill_grid_holes', 'outline_grid', 'fill_with_majority',
            'grid_operations', 'run_chain', 'run_grid_code', 'run_grid_function', 'draw_grids', 'check_grid',
-           'GridPuzzle', 'grid_grammar', 'explained_by_one', 'make_arc', 'arc_puzzles', 'pair_tools', 'grid_tools',
-           'grid_text', 'grid_score', 'grid_tasks', 'grid_split']
+           'GridPuzzle', 'grid_grammar', 'explained_by_one', 'draw_depth', 'make_arc', 'arc_puzzles', 'pair_tools',
+           'grid_tools', 'grid_text', 'grid_score', 'grid_tasks', 'grid_split']
 
 # %% ../../../nbs/tasks/grid_puzzles.ipynb #0e5a1df1
 def turn_grid(g, times):
@@ -233,15 +233,23 @@ def _draw_grid(rng: np.random.Generator, colours: np.ndarray) -> Grid:
     h, w = rng.integers(2, 6, 2)
     return np.where(rng.random((h, w)) < 0.45, 0, rng.choice(colours, (h, w))).tolist()
 
+def draw_depth(
+    rng: np.random.Generator,
+    depths: Sequence[float],      # chances of one, two, … operations
+) -> int:
+    "How many operations a puzzle has. Raises `ParameterError` for what are no chances."
+    weights = np.asarray(depths, float)
+    if weights.ndim != 1 or not len(weights) or not (weights >= 0).all() or weights.sum() <= 0:
+        raise ParameterError(f"depths={depths!r} is not allowed; give one chance for each number of operations.")
+    return 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
+
 def make_arc(
     seed: int,                               # names the puzzle
     depths: Sequence[float] = DEPTHS,        # chances of one, two, … operations
 ) -> GridPuzzle:
     "A puzzle with three pairs and a known solution."
-    rng, weights = seed_streams(seed)["data"], np.asarray(depths, float)
-    if weights.ndim != 1 or not len(weights) or (weights < 0).any() or weights.sum() <= 0:
-        raise ParameterError(f"depths={depths!r} is not allowed; give one chance for each number of operations.")
-    depth = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
+    rng = seed_streams(seed)["data"]
+    depth = draw_depth(rng, depths)
     while True:
         used = rng.choice(np.arange(1, 10), int(rng.integers(1, 4)), replace=False)          # besides the background
         palette = sorted({0, *used.tolist(), *rng.choice(np.arange(1, 10), 1).tolist()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import string
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ __all__ = ['PROTOCOLS', 'LONGEST_ACTION', 'LIMITS', 'SQL_LIMITS', 'PYTHON_LIMITS
            'sql_reward', 'mysql_names', 'mysql_answer', 'SQLEnv', 'schema_text', 'PythonEnv', 'score_episodes']
 
 # %% ../../../nbs/tasks/intercode.ipynb #a312df6c
-class InterCodeEnv(gymnasium.Env):
+class InterCodeEnv(gymnasium.Env, ABC):
     """Episodes over coding tasks. Subclasses write `start`, `execute` and `grade`.
 
     Actions are texts: `skip` gives up, `submit` (or what begins with it) asks for the reward of the last state, anything else is executed."""
@@ -96,9 +97,12 @@ class InterCodeEnv(gymnasium.Env):
         if self.show_reward: output = f"{output}\nReward: {graded:g}"
         return output, graded, graded >= SOLVED, over and graded < SOLVED, info
 
-    def start(self, task: CodingTask) -> dict: raise NotImplementedError
-    def execute(self, code: str) -> tuple[str, bool, dict]: raise NotImplementedError
-    def grade(self, answer: str) -> float: raise NotImplementedError
+    @abstractmethod
+    def start(self, task: CodingTask) -> dict: "Make the world of a task; what `reset` tells beside the query."
+    @abstractmethod
+    def execute(self, code: str) -> tuple[str, bool, dict]: "Run code: output, whether it ran, more information."
+    @abstractmethod
+    def grade(self, answer: str) -> float: "The reward of the state, in [0, 1]."
 
 # %% ../../../nbs/tasks/intercode.ipynb #5d515ee2
 def sql_reward(

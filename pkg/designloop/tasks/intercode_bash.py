@@ -9,6 +9,7 @@ import base64
 import io
 import re
 import tarfile
+from abc import update_abstractmethods
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from math import erf
@@ -235,6 +236,7 @@ def _close(self) -> None:
 
 
 for _method in (_execute, _grade, _close): setattr(BashEnv, _method.__name__.removeprefix("_"), _method)
+update_abstractmethods(BashEnv)
 
 # %% ../../../nbs/tasks/intercode_bash.ipynb #8b9fdb24
 class CTFEnv(BashEnv):

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import ParameterError, check_number
 from ..core.seeds import seed_streams
 from ..lm.agent_programs import AgentTask, TaskSet
-from .grid_puzzles import DEPTHS, pair_tools, run_chain
+from .grid_puzzles import DEPTHS, draw_depth, pair_tools, run_chain
 
 # %% auto #0
 __all__ = ['STRING_OPERATIONS', 'NAMES', 'THINGS', 'string_operations', 'run_string_code', 'make_string_task', 'string_tasks',
@@ -54,9 +54,9 @@ def make_string_task(
     seed: int,                               # names the puzzle
     depths: Sequence[float] = DEPTHS,        # chances of one, two, … operations
 ) -> AgentTask:
-    "A string puzzle with three pairs; no shorter chain of one operation explains it."
-    rng, weights = seed_streams(seed)["data"], np.asarray(depths, float)
-    depth = 1 + int(rng.choice(len(weights), p=weights / weights.sum()))
+    "A string puzzle with three pairs; no shorter chain of one operation explains it. Raises `ParameterError` for depths that are no chances."
+    rng = seed_streams(seed)["data"]
+    depth = draw_depth(rng, depths)
     while True:
         code = " | ".join(rng.permutation(list(STRING_OPERATIONS))[:depth])
         words = [_word(rng) for _ in range(4)]
