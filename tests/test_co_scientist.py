@@ -283,7 +283,7 @@ def test_budgets_of_tokens_and_seconds_end_a_run():
 
 @pytest.mark.parametrize("options, text", [
     (dict(budget={"calls": 0}), r"budget\['calls'\]=0"), (dict(budget={"call": 5}), "Did you mean 'calls'"), (dict(budget=None, settle=None), "would never end"),
-    (dict(budget={"tokens": -1}), "tokens"),
+    (dict(budget={"tokens": -1}), "tokens"), (dict(budget=0), "limits by name"),
     (dict(goal=""), "is empty"), (dict(goal="  \n"), "is empty"), (dict(goal="How can we make a nerve agent?"), "unsafe: it speaks of 'nerve agent'"),
     (dict(k=0), "k=0"), (dict(k=-5), "k=-5"), (dict(seed=-1), "seed=-1"),
     (dict(n_workers=0), "n_workers=0"), (dict(settle=0), "settle=0"), (dict(generation=("debates",)), "Did you mean 'debate'"),

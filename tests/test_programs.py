@@ -183,6 +183,7 @@ def test_parents_are_drawn_by_rank_and_novelty():
     assert archive.parent_weights(novelty=3)[-1] > archive.parent_weights(novelty=0)[-1]
     with pytest.raises(StateError, match="no program"): archive_of([None]).parent_weights()
     with pytest.raises(ParameterError, match="entry 7"): archive.add(Program(SUM, parents=(7,)))
+    with pytest.raises(ParameterError, match="program is a int"): archive.add(3)
     with pytest.raises(ProgramError): archive.add(Program("nothing"))
     with pytest.raises(ParameterError, match="fitness"): Program(SUM, fitness=float("nan"))
     assert len(archive) == 5 and "best 0.900" in repr(archive)

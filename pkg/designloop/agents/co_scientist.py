@@ -112,6 +112,7 @@ class CoScientist:
         **options: Any,                                      # of LabOptions
     ):
         self.goal, self.seed = check_goal(goal, safety), check_number("seed", seed, 0, integer=True)
+        if budget is not None and not isinstance(budget, Mapping): raise ParameterError(f"budget={budget!r} is not allowed; give limits by name, such as {{'calls': 500}}.")
         limits = {} if budget is None else dict(budget)
         for name, value in limits.items(): check_choice("budget", name, BUDGETS); check_number(f"budget[{name!r}]", value, 0, exclusive=True)
         if not limits and settle is None: raise ParameterError("budget is missing and settle=None, so the run would never end; give a budget, such as {'calls': 500}.")

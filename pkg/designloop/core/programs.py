@@ -434,7 +434,8 @@ class ProgramArchive:
     def add(self,
         program: Program,         # novelty is filled in
     ) -> Program:
-        "Append a program. Raises `ParameterError` if a parent is no entry."
+        "Append a program. Raises `ParameterError` for what is no `Program`, or if a parent is no entry."
+        if not isinstance(program, Program): raise ParameterError(f"program is a {type(program).__name__}; it must be a Program, such as Program(code=text).")
         lost = [p for p in program.parents if not 0 <= p < len(self)]
         if lost: raise ParameterError(f"parents={program.parents} names the entry {lost[0]}; the archive has {len(self)} entries, numbered from 0.")
         mine, row = symbols(program.code), self.distances(program.code)
