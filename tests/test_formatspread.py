@@ -5,7 +5,7 @@ import pytest
 from designloop.core.data import found_in, known_file
 from designloop.core.errors import ParameterError
 from designloop.core.seeds import cap_threads
-from designloop.evaluators.format_tasks import options_task, pairs_task, read_options
+from designloop.evaluators.format_tasks import made_options, made_pairs, options_lm, options_task, pairs_lm, pairs_task, read_options
 from designloop.evaluators.formatspread import (
     SEARCHES,
     FormatSpread,
@@ -229,3 +229,31 @@ def test_published_tasks_with_options():
     from designloop.tasks.prompt_tasks import bbh_tasks
     task = options_task("hyperbaton", bbh_tasks()["hyperbaton"], n_items=40, n_shots=2)
     assert all(i["answer"] in i["options"] and len(i["options"]) == 2 for i in task.items) and "Options" in task.prompt(task.grammar.original, 0)
+
+
+def test_made_tasks_are_pairs_like_the_published_ones():
+    pairs, lettered = made_pairs(40, 5), made_options(40, 5)
+    assert len(pairs) == 6 and len(lettered) == 4 and made_options(40, 5) == lettered != made_options(40, 6)
+    for name, some in pairs.items():
+        task = pairs_task(name, some[20:], some[:20], 20, 2)
+        assert len(dict(some)) == 40 and len(task.items) == 20
+    for name, some in lettered.items():
+        task = options_task(name, some[20:], some[:20], 20, 1)
+        assert len(dict(some)) == 40 and all(len(set(i["options"])) == 3 for i in task.items)
+        assert {a for _, a in made_options(300)[name]} == {"(A)", "(B)", "(C)"}
+    right = {n: [dict(zip("ABC", read_options(q)[1], strict=True))[a[1]] for q, a in some] for n, some in lettered.items()}
+    assert all(x.isdigit() for x in right["the digit"]) and all(x.isupper() for x in right["the capital"])
+    assert all(q.startswith(f"like {x}\n") for (q, _), x in zip(lettered["the same letter"], right["the same letter"], strict=True))
+    with pytest.raises(ParameterError, match="700"): made_options(701)
+
+
+def test_one_trainer_for_pairs_and_options(monkeypatch, tmp_path):
+    monkeypatch.setenv("DESIGNLOOP_CACHE", str(tmp_path))
+    lettered, pairs = made_options(12), made_pairs(12)
+    quiz = options_task("the digit", lettered["the digit"], n_items=4, n_shots=1, words=("Find", "Among", "Answer"))
+    plain = pairs_task("plural", pairs["plural"], n_items=4, n_shots=1)
+    reader, writer = options_lm(lettered, [quiz.grammar.original], steps=1), pairs_lm(pairs, [plain.grammar.original], 1, steps=1)
+    assert reader.name == "tiny:options-1" and writer.name == "tiny:pairs-1" and len(list(tmp_path.rglob("*.pt"))) == 2
+    assert full_evaluation([quiz.grammar.original], quiz, reader, "ranking").shape == full_evaluation([plain.grammar.original], plain, writer).shape == (1, 4)
+    with pytest.raises(ParameterError, match="too few pairs"): options_lm({"x": lettered["the digit"][:1]}, [quiz.grammar.original])
+    with pytest.raises(ParameterError, match="none of its 3"): options_lm({"x": [(lettered["the digit"][0][0], "(D)")] * 3}, [quiz.grammar.original])

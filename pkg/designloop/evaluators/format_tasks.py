@@ -19,7 +19,7 @@ from .prompt_formats import FormatGrammar, PromptFormat
 if TYPE_CHECKING: from designloop.models.tiny_lm import TinyLM
 
 # %% auto #0
-__all__ = ['pairs_task', 'read_options', 'options_task', 'pairs_lm']
+__all__ = ['pairs_task', 'read_options', 'options_task', 'made_pairs', 'made_options', 'pairs_lm', 'options_lm']
 
 # %% ../../../nbs/evaluators/format_tasks.ipynb #ec56b9d4
 def _drawn(pool: Sequence, n: int, what: str, rng: np.random.Generator) -> list:
@@ -75,6 +75,18 @@ def read_options(
     head = [line for line in lines[:found[0][0]] if line.strip() != "Options:"]
     return "\n".join(head).strip(), [m[2].strip() for _, m in found]
 
+def _choices(some: Sequence, most: int) -> list[dict[str, Any]]:
+    "Question, options and right option of those pairs whose options can be ranked."
+    made = []
+    for question, answer in some:
+        text, options = read_options(question)
+        letter = answer.strip("() ")
+        if not (len(letter) == 1 and 0 <= ord(letter) - 65 < len(options)):
+            raise ParameterError(f"the answer {answer!r} of {text[:60]!r}… is none of its {len(options)} options.")
+        usable = 2 <= len(options) <= most and len(set(options)) == len(options)
+        if usable: made.append({"question": text, "options": options, "answer": options[ord(letter) - 65]})
+    return made
+
 def options_task(
     name: str,
     pairs: Sequence,                 # (question with lettered options, "(B)")
@@ -87,44 +99,67 @@ def options_task(
     **slots: Sequence[str],
 ) -> FormatTask:
     "A multiple-choice task whose options are numbered by the format. Raises `ParameterError` for too few usable pairs or a letter without an option."
-    def entries(some: Sequence) -> list[dict[str, Any]]:
-        made = []
-        for question, answer in some:
-            text, options = read_options(question)
-            letter = answer.strip("() ")
-            if not (len(letter) == 1 and 0 <= ord(letter) - 65 < len(options)):
-                raise ParameterError(f"the answer {answer!r} of {text[:60]!r}… is none of its {len(options)} options.")
-            usable = 2 <= len(options) <= most and len(set(options)) == len(options)
-            if usable: made.append({"question": text, "options": options, "answer": options[ord(letter) - 65]})
-        return made
-    rng, pool = seed_streams(seed)["evaluator"], entries(pairs)
+    rng, pool = seed_streams(seed)["evaluator"], _choices(pairs, most)
     asked = _drawn(pool, check_number("n_items", n_items, 1, integer=True), "items", rng)
-    shown = entries(examples) if examples is not None else [p for p in pool if p not in asked]
+    shown = _choices(examples, most) if examples is not None else [p for p in pool if p not in asked]
     def whole(some: Sequence[Mapping]) -> list[tuple[str, str]]: return [(p["question"] + "\n".join(p["options"]), "") for p in some]
     _check_apart(whole(asked), whole(shown))
     items = [{**p, "demos": _drawn(shown, n_shots, "worked examples", rng)} for p in asked]
     grammar = FormatGrammar.from_fields(dict(zip(("question", "options", "answer"), words, strict=True)), options="options", **slots)
     return FormatTask(name, grammar, items)
 
-# %% ../../../nbs/evaluators/format_tasks.ipynb #ceb74c7c
-def pairs_lm(
-    tasks: Mapping[str, Sequence],   # name -> example pairs, (question, answer) or (question, accepted answers)
-    formats: Sequence[PromptFormat], # of training: 90 % of the prompts in the first three
-    n_shots: int = 3,                # worked examples a prompt
+# %% ../../../nbs/evaluators/format_tasks.ipynb #made0002
+def made_pairs(
+    n: int = 300,                    # pairs of each task
     seed: int = 0,
-    steps: int = 1000,
-    batch: int = 32,                 # prompts a step
-    lr: float = 4e-3,
-    context: int = 192,              # longest prompt, tokens
-) -> TinyLM:                         # from the cache, or trained now
-    "A tiny transformer that learned tasks of pairs in a few formats. Raises `ParameterError` for a task with too few pairs."
+) -> dict[str, list[tuple[str, str]]]:   # name -> (question, answer), all different
+    "Six tasks on invented words, of the kind of *Instruction Induction*: only the worked examples say what is asked."
+    rules = {"first letter": lambda w: w[0], "second letter": lambda w: w[1], "last letter": lambda w: w[-1],
+             "letters apart": " ".join, "plural": lambda w: w + "s", "capitals": str.upper}
+    words = [a + b + c + d for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst" for d in "aeiou"]
+    rng = seed_streams(seed)["data"]
+    return {name: [(w, rule(w)) for w in _drawn(words, check_number("n", n, 1, integer=True), "words", rng)] for name, rule in rules.items()}
+
+def made_options(
+    n: int = 300,                    # pairs of each task
+    seed: int = 0,
+) -> dict[str, list[tuple[str, str]]]:   # name -> (question with the options (A) to (C), right letter), all different
+    "Four tasks with three lettered options, of the shape of *BIG-Bench Hard*."
+    rng, lower, digits = seed_streams(seed)["data"], list("abcdefghijklmnopqrstuvwxyz"), list("0123456789")
+    def draw(pool: Sequence[str], k: int) -> list[str]: return rng.choice(pool, k, replace=False).tolist()
+    def the_same() -> tuple[str, list[str]]: return f"like {(some := draw(lower, 3))[0]}", some
+    def a_digit() -> tuple[str, list[str]]: return "a digit", [*draw(digits, 1), *draw(lower, 2)]
+    def a_capital() -> tuple[str, list[str]]: return "a capital", [draw(lower, 1)[0].upper(), *draw(lower, 2)]
+    def the_largest() -> tuple[str, list[str]]: return "largest", sorted(draw(digits, 3), reverse=True)
+    made: dict[str, list[tuple[str, str]]] = {}
+    for name, problem in (("the same letter", the_same), ("the digit", a_digit), ("the capital", a_capital), ("the largest digit", the_largest)):
+        found: dict[str, str] = {}
+        while len(found) < check_number("n", n, 1, 700, integer=True):
+            question, (right, *others) = problem()                       # the right one is the first before shuffling
+            options = rng.permutation([right, *others]).tolist()
+            found["\n".join([question, "Options:", *(f"({x}) {o}" for x, o in zip("ABC", options, strict=True))])] = f"({'ABC'[options.index(right)]})"
+        made[name] = list(found.items())
+    return made
+
+# %% ../../../nbs/evaluators/format_tasks.ipynb #ceb74c7c
+def _trained(
+    kind: str,                       # "pairs" or "options"
+    pools: Mapping[str, Sequence[Mapping[str, Any]]],    # entries of each task
+    formats: Sequence[PromptFormat],
+    n_shots: int,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    context: int,
+) -> TinyLM:
+    "From the cache, or trained now. Raises `ParameterError` for a task with too few entries."
     import dataclasses
     import hashlib
     import json
 
     from designloop.models.tiny_lm import TinyConfig, TinyLM, TinyTokenizer
     from designloop.models.tiny_lm_bases import cached_base
-    pools = {name: [{"input": q, "output": a} for q, a in (_pair(p, i, name) for i, p in enumerate(pairs))] for name, pairs in tasks.items()}
     short = [name for name, pool in pools.items() if len(pool) <= n_shots]
     if short or not pools: raise ParameterError(f"tasks: {short[0] if short else 'nothing'!r} has too few pairs for {n_shots} worked examples and a question.")
     tokenizer, k = TinyTokenizer(), min(3, len(formats))
@@ -136,8 +171,35 @@ def pairs_lm(
         return {**query, "demos": demos}
     def train() -> TinyLM:
         model = train_in_formats(problem, formats, share / share.sum(), tokenizer, config, seed, steps, batch, lr)
-        return TinyLM(model, tokenizer, f"tiny:pairs-{len(formats)}")
+        return TinyLM(model, tokenizer, f"tiny:{kind}-{len(formats)}")
     data = hashlib.sha256(json.dumps(pools, sort_keys=True).encode()).hexdigest()[:16]
-    key = {"pairs": data, "formats": [f.key for f in formats], "config": dataclasses.asdict(config), "words": tokenizer.hash,
+    key = {kind: data, "formats": [f.key for f in formats], "config": dataclasses.asdict(config), "words": tokenizer.hash,
            "shots": n_shots, "seed": seed, "steps": steps, "batch": batch, "lr": lr, "recipe": 1}
-    return cached_base("pairs", key, train)
+    return cached_base(kind, key, train)
+
+def pairs_lm(
+    tasks: Mapping[str, Sequence],   # name -> example pairs, (question, answer) or (question, accepted answers)
+    formats: Sequence[PromptFormat], # of training: 90 % of the prompts in the first three
+    n_shots: int = 3,                # worked examples a prompt
+    seed: int = 0,
+    steps: int = 1000,
+    batch: int = 32,                 # prompts a step
+    lr: float = 4e-3,
+    context: int = 192,              # longest prompt, tokens
+) -> TinyLM:                         # from the cache, or trained now
+    "A tiny transformer that learned tasks of pairs in a few formats. Raises `ParameterError` for a task with too few pairs."
+    pools = {name: [{"input": q, "output": a} for q, a in (_pair(p, i, name) for i, p in enumerate(pairs))] for name, pairs in tasks.items()}
+    return _trained("pairs", pools, formats, n_shots, seed, steps, batch, lr, context)
+
+def options_lm(
+    tasks: Mapping[str, Sequence],   # name -> example pairs, (question with lettered options, "(B)")
+    formats: Sequence[PromptFormat], # of training: 90 % of the prompts in the first three
+    n_shots: int = 1,                # worked examples a prompt
+    seed: int = 0,
+    steps: int = 1000,
+    batch: int = 32,                 # prompts a step
+    lr: float = 4e-3,
+    context: int = 224,              # longest prompt, tokens
+) -> TinyLM:                         # from the cache, or trained now
+    "The same for tasks with lettered options. Raises `ParameterError` for a task with too few usable pairs."
+    return _trained("options", {name: _choices(pairs, 9) for name, pairs in tasks.items()}, formats, n_shots, seed, steps, batch, lr, context)
