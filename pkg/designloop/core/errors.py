@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,6 +86,12 @@ def check_choice(
     hint = f" Did you mean {near!r}?" if near else ""
     raise ParameterError(f"{field}={shown(value)} is not known; allowed: {listed(options)}.{hint}")
 
+def _exact(value: Any) -> float | int:
+    "A whole number with all its digits (a float has 53 bits, a seed may have 63), anything else as a float."
+    number = float(value)
+    try: return operator.index(value)
+    except TypeError: return number
+
 def check_number(
     field: str,                    # name of the argument
     value: Any,                    # what came
@@ -94,9 +101,9 @@ def check_number(
     exclusive: bool = False,       # are the limits themselves refused?
 ) -> float | int:                  # the value as int or float
     "Refuse what is not a finite number in [low, high] (or (low, high)). Raises `ParameterError`."
-    try: number = float(value)
-    except (TypeError, ValueError): number = math.nan
-    whole = math.isfinite(number) and number == int(number)
+    try: number = _exact(value)
+    except (TypeError, ValueError, OverflowError): number = math.nan
+    whole = isinstance(number, int) or number.is_integer()
     inside = math.isfinite(number) and (low is None or number > low or (number == low and not exclusive)) \
         and (high is None or number < high or (number == high and not exclusive))
     if not inside or (integer and not whole) or isinstance(value, bool):
@@ -104,7 +111,7 @@ def check_number(
         above, below = (">", "<") if exclusive else (">=", "<=")
         limits = [f"{above} {low}"] * (low is not None) + [f"{below} {high}"] * (high is not None)
         raise ParameterError(f"{field}={shown(value)} is not allowed; it must be {kind}{' ' + ' and '.join(limits) if limits else ''}.")
-    return int(number) if integer else number
+    return int(number) if integer else float(number)
 
 # %% ../../../nbs/core/errors.ipynb #34d37d72
 def check_finite(

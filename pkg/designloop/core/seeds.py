@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,22 +20,28 @@ if TYPE_CHECKING: import torch
 STREAMS = ("data", "split", "init", "proposer", "decoding", "evaluator", "bootstrap")   # the usual names; others are welcome
 
 # %% auto #0
-__all__ = ['STREAMS', 'derive_seed', 'Streams', 'seed_streams', 'torch_generator', 'cap_threads']
+__all__ = ['STREAMS', 'storable_seed', 'derive_seed', 'Streams', 'seed_streams', 'torch_generator', 'cap_threads']
 
 # %% ../../../nbs/core/seeds.ipynb #7b287b1d
+def storable_seed(
+    name: str,                   # of the argument, for the message
+    seed: int,                   # >= 0
+) -> int:                        # itself up to 2^53; above, rounded to 53 binary digits
+    "A seed as readers of a record or a request get it: JSON's numbers are doubles. Raises `ParameterError` unless it is a whole number >= 0."
+    return int(float(check_number(name, seed, 0, integer=True)))
+
 def derive_seed(
     root: int,          # root seed, >= 0
     *names: object,     # any path of names or numbers, e.g. "proposer", 3
 ) -> int:               # a 63-bit seed
     "A seed that depends on the root and on every name, and on nothing else."
-    root = check_number("root", root, 0, integer=True)
-    entropy = [root, *(zlib.crc32(str(n).encode()) for n in names)]
+    entropy = [storable_seed("root", root), *(zlib.crc32(str(n).encode()) for n in names)]
     return int(np.random.SeedSequence(entropy).generate_state(2, np.uint32).astype(np.uint64) @ np.array([1, 2**31], np.uint64)) % 2**63
 
 class Streams(Mapping):
     "Lazily made `numpy.random.Generator`s by name; each keeps its own state and can be pickled."
 
-    def __init__(self, root: int = 0): self.root, self._made = check_number("root", root, 0, integer=True), {}
+    def __init__(self, root: int = 0): self.root, self._made = storable_seed("root", root), {}
 
     def __getitem__(self, name: str) -> np.random.Generator:
         if name not in self._made:
@@ -69,8 +76,7 @@ def cap_threads(
     "Limit torch and BLAS to `n` threads in this process; parallelism belongs to seeds and runs."
     n = check_number("threads", n if n is not None else os.environ.get("DESIGNLOOP_THREADS", 1), 1, integer=True)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"): os.environ[name] = str(n)
-    import torch
-    torch.set_num_threads(n)
+    if "torch" in sys.modules: sys.modules["torch"].set_num_threads(n)      # imported later, it reads the variables
     from threadpoolctl import threadpool_limits
     threadpool_limits(n)
     return n

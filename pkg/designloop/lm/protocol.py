@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core import errors
 from ..core.errors import DesignLoopError, ParameterError, check_number, closest
+from ..core.seeds import storable_seed
 
 if TYPE_CHECKING: from torch import Tensor
 
@@ -106,7 +107,7 @@ class Sampling:
     temperature: float = 1.0          # 0: always the most probable token
     top_p: float = 1.0                # smallest set of tokens with this probability, in (0, 1]
     stop: tuple[str, ...] = ()        # texts at which a completion ends; they are not part of it
-    seed: int | None = None           # None: new randomness each time
+    seed: int | None = None           # up to 2^63 - 1024, as `storable_seed` keeps it; None: new randomness each time
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)
@@ -114,7 +115,7 @@ class Sampling:
         put("temperature", float(check_number("temperature", self.temperature, 0)))
         put("top_p", float(check_number("top_p", self.top_p, 0, 1)))
         if self.top_p == 0: raise ParameterError("top_p=0 leaves no token; use temperature=0 for the most probable one.")
-        if self.seed is not None: put("seed", check_number("seed", self.seed, 0, 2**63 - 1, integer=True))
+        if self.seed is not None: put("seed", storable_seed("seed", check_number("seed", self.seed, 0, 2**63 - 1024, integer=True)))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if not all(isinstance(s, str) and s for s in stop): raise ParameterError(f"stop={_short(self.stop)} is not allowed; give non-empty texts.")
         put("stop", stop)

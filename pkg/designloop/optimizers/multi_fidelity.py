@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
-from ..core.problems import Outcomes, Problem
+from ..core.problems import Constraint, Outcomes, Problem
 from ..core.seeds import seed_streams
 from ..core.spaces import Box, Mixed, Space, concat, take
 from ..core.trials import INITIAL, Trials
@@ -280,24 +280,28 @@ def _levels(self: MultiFidelityBO, values: Callable[[Outcomes], Tensor]) -> list
     x, y, level = self.space.encode(self.history_designs), values(self.history_outcomes), np.array(self.told_levels)
     return [(x[level == l], y[level == l]) for l in range(self.levels)]
 
+def _key(c: Constraint) -> str: return f"{c.name} {c.op}"
+
+def _wanted(self: MultiFidelityBO) -> dict[str, Callable[[Outcomes], Tensor]]:
+    "What is modelled: the utility of the first objective (its value, for a target), and the slack of each constraint."
+    first = self.objectives[0]
+    value = (lambda out: out[first.name]) if self.target is not None else (lambda out: first.utility(out[first.name]))
+    return {"": value} | {_key(c): (lambda out, c=c: c.slack(out[c.name])) for c in self.constraints}
+
 def _refit(self: MultiFidelityBO) -> None:
-    "Fit the surrogates of the utility (of the value, for a target) and of each slack to what was told. Raises `StateError` before anything was."
+    "Fit a surrogate to each wanted quantity of what was told. Raises `StateError` before anything was."
     if self._fitted_at == len(self): return
     if not len(self): raise StateError("0 designs were told; a belief needs at least 2 true measurements. Evaluate what ask() proposes, and tell.")
-    first = self.objectives[0]
-    wanted = {"": (lambda out: out[first.name]) if self.target is not None else (lambda out: first.utility(out[first.name]))}
-    wanted |= {f"{c.name} {c.op}": (lambda out, c=c: c.slack(out[c.name])) for c in self.constraints}
-    for key, values in wanted.items(): self.models.setdefault(key, self.surrogate()).fit(self._levels(values))
+    for key, values in self._wanted().items(): self.models.setdefault(key, self.surrogate()).fit(self._levels(values))
     self._fitted_at = len(self)
 
-MultiFidelityBO._levels, MultiFidelityBO._refit = _levels, _refit
+MultiFidelityBO._levels, MultiFidelityBO._wanted, MultiFidelityBO._refit = _levels, _wanted, _refit
 
 def _log_feasible(self: MultiFidelityBO, X: Tensor) -> Tensor:
     "Log probability [n] that the truth meets every constraint."
     total = torch.zeros(len(X), dtype=torch.float64)
-    for key, model in self.models.items():
-        if not key: continue
-        mean, variance = model.posterior(X)
+    for c in self.constraints:
+        mean, variance = self.models[_key(c)].posterior(X)
         total += torch.as_tensor(log_ndtr((mean / variance.sqrt()).numpy()))
     return total
 
@@ -377,9 +381,9 @@ def _allowed(self: MultiFidelityBO) -> list[int]:
 def _choose(self: MultiFidelityBO, allowed: Sequence[int]) -> tuple[Tensor, int]:
     "An encoded design [1, d] and its level."
     rng, top = self.streams["proposer"], self.levels - 1
-    pool = _candidates(self, rng)
+    pool = self._candidates(rng)
     if self.acquisition == "ucb": score, levels = (lambda X, level: _upper(self, X)), [top]
-    else: score, levels = _scores(self, pool), list(allowed) if self.acquisition in ("kg", "mes", "vf-ei", "aug-ei") else [top]
+    else: score, levels = self._scores(pool), list(allowed) if self.acquisition in ("kg", "mes", "vf-ei", "aug-ei") else [top]
     found = []
     for level in levels:
         x, value = pool, score(pool, level)
@@ -391,17 +395,19 @@ def _choose(self: MultiFidelityBO, allowed: Sequence[int]) -> tuple[Tensor, int]
     _, level, x = max(found, key=lambda f: f[0])
     return x, level if len(levels) > 1 or self.acquisition in ("kg", "mes", "vf-ei", "aug-ei") else _level_for(self, x, allowed)
 
-def _best_mean(self: MultiFidelityBO, rng: np.random.Generator) -> Tensor:
-    "The encoded design of `recommend`, from the surrogates as they are."
+def _best_mean(self: MultiFidelityBO, rng: np.random.Generator, merit: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    "The encoded design [1, d] of highest merit (default: believed utility of the truth) among those probably feasible, from the surrogates as they are."
     def worth(X):
-        mean, inside = _worth(self, X), _log_feasible(self, X)
-        return torch.where(inside >= math.log(0.9), mean, -1e9 + inside)
-    x = torch.cat([_candidates(self, rng), self.space.encode(self.history_designs)])
+        inside = _log_feasible(self, X)
+        return torch.where(inside >= math.log(0.9), _worth(self, X) if merit is None else merit(X), -1e9 + inside)
+    x = torch.cat([self._candidates(rng), self.space.encode(self.history_designs)])
     value = worth(x)
     for width in (0.05, 0.01, 0.002):
         near = _around(self, x[value.topk(3).indices], 96, width, rng)
         x, value = torch.cat([x, near]), torch.cat([value, worth(near)])
     return x[value.argmax()][None]
+
+MultiFidelityBO._candidates, MultiFidelityBO._scores, MultiFidelityBO._verified = _candidates, _scores, _best_mean
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #62182182
 def _ask(self: MultiFidelityBO, n: int) -> Any:
@@ -413,7 +419,7 @@ def _ask(self: MultiFidelityBO, n: int) -> Any:
             return _at(self, level, take(whole, range(counts[level], counts[level] + n)))
     self._refit()
     allowed = _allowed(self)
-    if not allowed: return _at(self, self.levels - 1, self.space.decode(torch.cat([_best_mean(self, rng), *[_candidates(self, rng)[:n - 1]] * (n > 1)])))
+    if not allowed: return _at(self, self.levels - 1, self.space.decode(torch.cat([self._verified(rng), *[self._candidates(rng)[:n - 1]] * (n > 1)])))
     chosen, level, kept = [], None, self.models
     if n > 1: self.models = copy.deepcopy(kept)                                 # what is only believed is forgotten after the batch
     for _ in range(n):

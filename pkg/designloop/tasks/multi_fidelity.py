@@ -20,7 +20,7 @@ from ..models.multi_fidelity import check_costs
 
 # %% auto #0
 __all__ = ['MultiFidelityProblem', 'forrester', 'nonlinear_pair', 'branin', 'borehole', 'currin', 'park', 'augmented',
-           'with_bad_fidelity']
+           'branin_currin', 'park_pair', 'with_bad_fidelity']
 
 # %% ../../../nbs/tasks/multi_fidelity.ipynb #74fd5d8a
 class MultiFidelityProblem(Problem):
@@ -35,11 +35,13 @@ class MultiFidelityProblem(Problem):
         fidelities: Sequence[float] | None = None,     # their names, ascending in [0, 1]; default evenly spaced with 1 last
         constraints: Sequence[Constraint] = (),        # what must hold
         optimum: float | None = None,                  # best attainable value of the true objective, when it is known
+        reference: Sequence[float] | None = None,      # with two objectives: the values that count for nothing when hypervolumes are compared
+        hypervolume: float | None = None,              # largest attainable hypervolume, when it is known
     ):
         levels = len(functions)
         if not levels: raise ParameterError("functions=[] is empty; give one function per fidelity, the true one last.")
         s = np.linspace(0, 1, levels).tolist() if fidelities is None and levels > 1 else [1.0] if fidelities is None else [float(f) for f in fidelities]
-        self.costs, self.functions = check_costs(costs, levels), tuple(functions)
+        self.costs, self.functions, self.reference, self.hypervolume = check_costs(costs, levels), tuple(functions), reference, hypervolume
         if len(s) != levels or any(a >= b for a, b in zip(s, s[1:], strict=False)) or s[0] < 0 or s[-1] > 1:
             raise ParameterError(f"fidelities={s} must be {levels} ascending number(s) in [0, 1], the true one last.")
         super().__init__(name, space, objectives, constraints, tuple(s), optimum=optimum)
@@ -160,6 +162,22 @@ def augmented(
     bounds = [tuple(map(float, b)) for b in function.bounds.T[:d]]
     return MultiFidelityProblem(f"augmented {name}", Box(bounds), Objective("y", "minimize"), [at(f) for f in s],
                                 [_ratio(ratio) ** (f - 1) for f in s], s, optimum=known.get(name))
+
+# %% ../../../nbs/tasks/multi_fidelity.ipynb #6404148a
+def _irshad(name: str, dim: int, ratio: float, objectives: Sequence[str], hypervolume: float) -> MultiFidelityProblem:
+    from botorch.test_functions import multi_objective_multi_fidelity as botorch_functions
+    pair = getattr(botorch_functions, name)()                          # its signs are those of functions to be minimized
+    def at(s: float) -> Callable: return lambda x, rng: -pair.evaluate_true(torch.cat([x, torch.full((len(x), 1), s, dtype=x.dtype)], 1))
+    return MultiFidelityProblem("-".join(objectives), Box([(0, 1)] * dim), [Objective(o) for o in objectives], [at(0.0), at(1.0)], (1 / _ratio(ratio), 1.0),
+                                reference=(0.0, 0.0), hypervolume=hypervolume)
+
+def branin_currin(ratio: float = 10.0) -> MultiFidelityProblem:    # ratio: cost of the true functions over that of the cheap ones
+    "Two objectives of two variables, to be maximized (Irshad, Karsch and Döpp 2021; BoTorch's `MOMFBraninCurrin`)."
+    return _irshad("MOMFBraninCurrin", 2, ratio, ["branin", "currin"], 0.5040)
+
+def park_pair(ratio: float = 10.0) -> MultiFidelityProblem:    # ratio: cost of the true functions over that of the cheap ones
+    "Two objectives of four variables, to be maximized (Irshad, Karsch and Döpp 2021; BoTorch's `MOMFPark`)."
+    return _irshad("MOMFPark", 4, ratio, ["park 1", "park 2"], 0.0899)
 
 # %% ../../../nbs/tasks/multi_fidelity.ipynb #8c094b6e
 def with_bad_fidelity(

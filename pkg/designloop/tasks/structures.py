@@ -16,8 +16,8 @@ from .multi_fidelity import MultiFidelityProblem
 
 # %% auto #0
 __all__ = ['E', 'DENSITY', 'WIDTH', 'LENGTH', 'LOAD', 'BAY', 'FORCE', 'STEEL_E', 'STEEL_DENSITY', 'CONDUCTIVITY', 'HEAT_CAPACITY',
-           'FILM', 'FLUX', 'HEATING', 'banded_factor', 'banded_solve', 'beam_solve', 'cantilever', 'truss_solve',
-           'ten_bar_truss', 'fin_solve', 'heat_fin']
+           'FILM', 'FLUX', 'HEATING', 'banded_factor', 'banded_solve', 'beam_solve', 'cantilever',
+           'cantilever_tradeoff', 'truss_solve', 'ten_bar_truss', 'fin_solve', 'heat_fin']
 
 # %% ../../../nbs/tasks/structures.ipynb #8fd3ef7d
 def banded_factor(
@@ -104,6 +104,13 @@ def cantilever(ratio: float = 20.0) -> MultiFidelityProblem:     # ratio: cost o
     return MultiFidelityProblem("cantilever", space, Objective("mass", "minimize", "kg"),
                                 [lambda x, rng: _cantilever(x, 4, False), lambda x, rng: _cantilever(x, 200, True)], (1 / check_number("ratio", ratio, 1), 1.0),
                                 constraints=[Constraint("deflection", "<=", 5.0), Constraint("stress", "<=", 150.0)])
+
+# %% ../../../nbs/tasks/structures.ipynb #7f2d173c
+def cantilever_tradeoff(ratio: float = 20.0) -> MultiFidelityProblem:     # ratio: cost of the true model over that of the coarse one
+    "Mass against tip deflection of the tapered cantilever under a bound on stress; 4 or 200 elements."
+    one = cantilever(ratio)
+    return MultiFidelityProblem("cantilever trade-off", one.space, [one.objectives[0], Objective("deflection", "minimize", "mm")], one.functions, one.costs,
+                                constraints=[c for c in one.constraints if c.name == "stress"], reference=(5.4, 30.0))
 
 # %% ../../../nbs/tasks/structures.ipynb #fde34d60
 BAY, FORCE, STEEL_E, STEEL_DENSITY = 9.144, 444.8e3, 68.95e9, 2768.0       # m, N, Pa, kg/m³ (aluminium, in the problem's own units 10^7 psi and 0.1 lb/in³)
