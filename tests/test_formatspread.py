@@ -243,7 +243,7 @@ def test_made_tasks_are_pairs_like_the_published_ones():
         assert {a for _, a in made_options(300)[name]} == {"(A)", "(B)", "(C)"}
     right = {n: [dict(zip("ABC", read_options(q)[1], strict=True))[a[1]] for q, a in some] for n, some in lettered.items()}
     assert all(x.isdigit() for x in right["the digit"]) and all(x.isupper() for x in right["the capital"])
-    assert all(q.startswith(f"like {x}\n") for (q, _), x in zip(lettered["the same letter"], right["the same letter"], strict=True))
+    assert all(x in "aeiou" for x in right["the vowel"])
     with pytest.raises(ParameterError, match="700"): made_options(701)
 
 
@@ -252,8 +252,8 @@ def test_one_trainer_for_pairs_and_options(monkeypatch, tmp_path):
     lettered, pairs = made_options(12), made_pairs(12)
     quiz = options_task("the digit", lettered["the digit"], n_items=4, n_shots=1, words=("Find", "Among", "Answer"))
     plain = pairs_task("plural", pairs["plural"], n_items=4, n_shots=1)
-    reader, writer = options_lm(lettered, [quiz.grammar.original], steps=1), pairs_lm(pairs, [plain.grammar.original], 1, steps=1)
+    reader, writer = options_lm(lettered, [quiz.grammar.original], 1, steps=1), pairs_lm(pairs, [plain.grammar.original], 1, steps=1)
     assert reader.name == "tiny:options-1" and writer.name == "tiny:pairs-1" and len(list(tmp_path.rglob("*.pt"))) == 2
     assert full_evaluation([quiz.grammar.original], quiz, reader, "ranking").shape == full_evaluation([plain.grammar.original], plain, writer).shape == (1, 4)
-    with pytest.raises(ParameterError, match="too few pairs"): options_lm({"x": lettered["the digit"][:1]}, [quiz.grammar.original])
+    with pytest.raises(ParameterError, match="too few pairs"): options_lm({"x": lettered["the digit"][:1]}, [quiz.grammar.original], 1)
     with pytest.raises(ParameterError, match="none of its 3"): options_lm({"x": [(lettered["the digit"][0][0], "(D)")] * 3}, [quiz.grammar.original])

@@ -127,12 +127,12 @@ def made_options(
     "Four tasks with three lettered options, of the shape of *BIG-Bench Hard*."
     rng, lower, digits = seed_streams(seed)["data"], list("abcdefghijklmnopqrstuvwxyz"), list("0123456789")
     def draw(pool: Sequence[str], k: int) -> list[str]: return rng.choice(pool, k, replace=False).tolist()
-    def the_same() -> tuple[str, list[str]]: return f"like {(some := draw(lower, 3))[0]}", some
+    def a_vowel() -> tuple[str, list[str]]: return "a vowel", [*draw(list("aeiou"), 1), *draw([x for x in lower if x not in "aeiou"], 2)]
     def a_digit() -> tuple[str, list[str]]: return "a digit", [*draw(digits, 1), *draw(lower, 2)]
     def a_capital() -> tuple[str, list[str]]: return "a capital", [draw(lower, 1)[0].upper(), *draw(lower, 2)]
     def the_largest() -> tuple[str, list[str]]: return "largest", sorted(draw(digits, 3), reverse=True)
     made: dict[str, list[tuple[str, str]]] = {}
-    for name, problem in (("the same letter", the_same), ("the digit", a_digit), ("the capital", a_capital), ("the largest digit", the_largest)):
+    for name, problem in (("the vowel", a_vowel), ("the digit", a_digit), ("the capital", a_capital), ("the largest digit", the_largest)):
         found: dict[str, str] = {}
         while len(found) < check_number("n", n, 1, 700, integer=True):
             question, (right, *others) = problem()                       # the right one is the first before shuffling
@@ -152,6 +152,7 @@ def _trained(
     batch: int,
     lr: float,
     context: int,
+    common: float,
 ) -> TinyLM:
     "From the cache, or trained now. Raises `ParameterError` for a task with too few entries."
     import dataclasses
@@ -164,7 +165,7 @@ def _trained(
     if short or not pools: raise ParameterError(f"tasks: {short[0] if short else 'nothing'!r} has too few pairs for {n_shots} worked examples and a question.")
     tokenizer, k = TinyTokenizer(), min(3, len(formats))
     config = TinyConfig(vocab=tokenizer.size, context=context)
-    share = np.array([0.9 / k] * k + [0.1 / max(1, len(formats) - k)] * (len(formats) - k))
+    share = np.array([common / k] * k + [(1 - common) / max(1, len(formats) - k)] * (len(formats) - k))
     def problem(rng: np.random.Generator) -> dict[str, Any]:
         pool = pools[list(pools)[rng.integers(len(pools))]]
         *demos, query = (pool[i] for i in rng.choice(len(pool), n_shots + 1, replace=False))
@@ -174,32 +175,34 @@ def _trained(
         return TinyLM(model, tokenizer, f"tiny:{kind}-{len(formats)}")
     data = hashlib.sha256(json.dumps(pools, sort_keys=True).encode()).hexdigest()[:16]
     key = {kind: data, "formats": [f.key for f in formats], "config": dataclasses.asdict(config), "words": tokenizer.hash,
-           "shots": n_shots, "seed": seed, "steps": steps, "batch": batch, "lr": lr, "recipe": 1}
+           "shots": n_shots, "seed": seed, "steps": steps, "batch": batch, "lr": lr, "recipe": 1, **({"common": common} if common != 0.9 else {})}
     return cached_base(kind, key, train)
 
 def pairs_lm(
     tasks: Mapping[str, Sequence],   # name -> example pairs, (question, answer) or (question, accepted answers)
-    formats: Sequence[PromptFormat], # of training: 90 % of the prompts in the first three
+    formats: Sequence[PromptFormat], # of training: the first three are common, the others rare
     n_shots: int = 3,                # worked examples a prompt
     seed: int = 0,
     steps: int = 1000,
     batch: int = 32,                 # prompts a step
     lr: float = 4e-3,
     context: int = 192,              # longest prompt, tokens
+    common: float = 0.9,             # share of training prompts in the first three formats
 ) -> TinyLM:                         # from the cache, or trained now
     "A tiny transformer that learned tasks of pairs in a few formats. Raises `ParameterError` for a task with too few pairs."
     pools = {name: [{"input": q, "output": a} for q, a in (_pair(p, i, name) for i, p in enumerate(pairs))] for name, pairs in tasks.items()}
-    return _trained("pairs", pools, formats, n_shots, seed, steps, batch, lr, context)
+    return _trained("pairs", pools, formats, n_shots, seed, steps, batch, lr, context, common)
 
 def options_lm(
     tasks: Mapping[str, Sequence],   # name -> example pairs, (question with lettered options, "(B)")
-    formats: Sequence[PromptFormat], # of training: 90 % of the prompts in the first three
-    n_shots: int = 1,                # worked examples a prompt
+    formats: Sequence[PromptFormat], # of training: the first three are common, the others rare
+    n_shots: int = 0,                # worked examples a prompt
     seed: int = 0,
     steps: int = 1000,
     batch: int = 32,                 # prompts a step
     lr: float = 4e-3,
     context: int = 224,              # longest prompt, tokens
+    common: float = 0.9,             # share of training prompts in the first three formats
 ) -> TinyLM:                         # from the cache, or trained now
     "The same for tasks with lettered options. Raises `ParameterError` for a task with too few usable pairs."
-    return _trained("options", {name: _choices(pairs, 9) for name, pairs in tasks.items()}, formats, n_shots, seed, steps, batch, lr, context)
+    return _trained("options", {name: _choices(pairs, 9) for name, pairs in tasks.items()}, formats, n_shots, seed, steps, batch, lr, context, common)
