@@ -21,6 +21,7 @@ from designloop.optimizers.adas import AgentProblem, MetaAgentSearch, agent_page
 from designloop.optimizers.program_composer import (
     EDITS,
     Anatomy,
+    ProgramComposer,
     composer_lm,
     cross_agents,
     debug_prompt,
@@ -309,8 +310,9 @@ def test_the_composer_speaks_the_protocol_of_a_model():
     assert json.loads(composer_lm(novelty=0).answer(reflect_prompt("", entries, copy, 1), seed=0))["code"] == copy["code"]
     blind = [json.loads(composer_lm(random=True).answer(propose_prompt("", entries), seed=s)) for s in range(5)]
     assert all(not b["parents"] for b in blind)
-    drawn = [json.loads(lm.answer(propose_prompt("", entries), seed=s))["parents"][0] for s in range(200)]
-    assert drawn.count(entries[-1]["name"]) > 200 / 7                                                                    # the fittest is drawn more often than by chance
+    rng = np.random.default_rng(0)
+    drawn = [ProgramComposer().parent(entries, rng)["name"] for _ in range(600)]
+    assert drawn.count(entries[-1]["name"]) > 600 / 7                                                                    # the fittest is drawn more often than by chance
     with pytest.raises(ParameterError, match="no step"): lm.answer("hello")
     with pytest.raises(ParameterError, match="mistakes=2"): composer_lm(mistakes=2)
 

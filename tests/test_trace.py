@@ -653,7 +653,7 @@ def test_the_reader_mends_two_mistakes_and_not_without_the_trace():
     solved = {}
     for name, mask in (("trace", ()), ("masked", ("Code", "Documentation", "Inputs", "Others", "Outputs"))):
         solved[name] = 0
-        for k in range(4):
+        for k in range(2):
             task = programs.greeting_task(k)
             parts = {f: CodeParameter(c, f"__code_{f}", "", starts_with(c.splitlines()[0])) for f, c in task.codes.items()}
             optimizer = OptoPrime(list(parts.values()), SymbolicOptimizer(), memory_size=10, mask=mask)
@@ -667,7 +667,7 @@ def test_the_reader_mends_two_mistakes_and_not_without_the_trace():
                 else: replies = out.data
                 if task.feedback(replies) == "All tests passed.": solved[name] += 1; break
                 step(optimizer, out, task.feedback(replies))
-    assert solved["trace"] == 4 and solved["masked"] < 4
+    assert solved["trace"] == 2 and solved["masked"] == 0
 
 
 def test_weights_in_code_are_raised_and_lowered():

@@ -64,8 +64,8 @@ class ProgramModel:
         some = np.random.default_rng(0).choice(len(self.theta), 200, p=np.exp(self.log_weights))
         return np.mean(_run(sandbox, self.code, "_means", self.theta[some], x), 0)
 
-def _run(sandbox: Sandbox, code: str, call: str, *args: Any) -> Any:
-    result = sandbox.python(code + RUNNER, call=call, args=[np.asarray(a, float).tolist() for a in args], limits=Limits(seconds=20, output_kb=8192))
+def _run(sandbox: Sandbox, code: str, call: str, *args: Any, seconds: float = 20) -> Any:
+    result = sandbox.python(code + RUNNER, call=call, args=[np.asarray(a, float).tolist() for a in args], limits=Limits(seconds=seconds, output_kb=8192))
     if not result.ok: raise ProgramError(f"The program failed: {result.error or result.killed}")
     return np.array(result.value, float) if call == "_means" else result.value
 
@@ -85,10 +85,11 @@ def fit_program(
     rng: np.random.Generator | int = 0,
     draws: int = 600,                     # a round
     rounds: int = 5,
+    seconds: float = 20,                  # that each run of the program may take
 ) -> ProgramModel:
     "Fit a proposed program by population Monte Carlo. Raises `ProgramError` with what its author should be told."
     rng = np.random.default_rng(rng) if isinstance(rng, int) else rng
-    about = _run(sandbox, code, "_check")
+    about = _run(sandbox, code, "_check", seconds=seconds)
     names, prior, family = about["names"], np.array(about["prior"], float), about["family"]
     if family not in ("normal", "poisson", "bernoulli"): raise ProgramError(f"FAMILY={family!r} is not known; it must be normal, poisson or bernoulli.")
     if not names or not np.isfinite(prior).all() or (prior[:, 1] <= 0).any(): raise ProgramError("PARAMETERS must give each name a finite prior mean and a positive standard "
@@ -98,7 +99,7 @@ def fit_program(
     for number in range(rounds):
         z = rng.standard_normal((draws, len(names))) / np.sqrt(rng.chisquare(7, (draws, 1)) / 7)
         theta = centre + z @ root.T
-        means = _run(sandbox, code, "_means", theta, x)
+        means = _run(sandbox, code, "_means", theta, x, seconds=seconds)
         points = _points(family, means, y, theta[:, names.index("log_sigma")] if family == "normal" else None)
         log_q = -0.5 * (7 + len(names)) * np.log1p((z**2).sum(1) / 7) - np.linalg.slogdet(root)[1]
         ratio = points.sum(1) - 0.5 * (((theta - prior[:, 0]) / prior[:, 1]) ** 2).sum(1) - log_q

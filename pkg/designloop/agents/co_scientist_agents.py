@@ -46,7 +46,7 @@ class Literature:
         embedder: Callable | str | None = None,      # as lm.retrieval takes it
     ):
         self.papers = list(papers)
-        self.found = Retriever(self.papers, embedder=embedder) if self.papers else None
+        self.found, self._hits = Retriever(self.papers, embedder=embedder) if self.papers else None, {}
 
     def __len__(self) -> int: return len(self.papers)
 
@@ -61,7 +61,11 @@ class Literature:
         "k papers by lot among the best 4 k for a query."
         papers = self._open(allowed)
         if not papers: return []
-        hits = [h.id for h in self.found.search(query, 4 * k, among=papers)] or papers
+        key = query, k, tuple(papers)
+        if key not in self._hits:                # most searches of a run are for its goal
+            if len(self._hits) >= 1000: self._hits.clear()
+            self._hits[key] = [h.id for h in self.found.search(query, 4 * k, among=papers)] or papers
+        hits = self._hits[key]
         return [(i, self.papers[i]) for i in sorted(int(i) for i in rng.permutation(hits)[:k])]
 
 # %% ../../../nbs/agents/co_scientist_agents.ipynb #6776f747

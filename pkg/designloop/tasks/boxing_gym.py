@@ -42,6 +42,7 @@ class Questions:
 
 class Goal:
     "What a scientist must be able to say in the end; made by `boxing_goal`."
+    norm_worlds = 400          # worlds drawn from the prior for the norms of its errors
 
     def __init__(self, world: World, name: str):
         self.world, self.name = world, name
@@ -57,8 +58,8 @@ class Goal:
     ) -> Questions:
         "Fresh questions about the present truth; of binary outcomes half are ones, where the world has as many."
         n, rng, w = check_number("n", n, 1, integer=True), self.world.streams["evaluation"], self.world
-        candidates = [w.evaluation_design(rng) for _ in range(n if not self._halves else 20 * n)]
-        x = np.array([w.encode(d) for d in candidates])
+        candidates = w.evaluation_designs(n if not self._halves else 20 * n, rng)
+        x = w.encode_all(candidates)
         truth = w.answer(x, rng)
         if not self._halves: return Questions(candidates, x, truth)
         ones, zeros = np.flatnonzero(truth > 0.5), np.flatnonzero(truth <= 0.5)
@@ -93,8 +94,9 @@ def _errors(loss: str, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 _NORMS: dict[tuple, tuple] = {}
 
-def _reference(self: Goal, worlds: int = 400) -> tuple:
-    "Best constant prediction, and mean and standard deviation of its error, over worlds drawn from the prior."
+def _reference(self: Goal, worlds: int | None = None) -> tuple:
+    "Best constant prediction, and mean and standard deviation of its error, over worlds (default `norm_worlds`) drawn from the prior."
+    worlds = self.norm_worlds if worlds is None else worlds
     key = (self.key, worlds)
     if key not in _NORMS:
         other = boxing_goal(self.world.clone(), self.name)

@@ -86,7 +86,9 @@ class World(ABC):
     def encode(self, design: Any) -> np.ndarray: return np.atleast_1d(np.asarray(design, float))
     @abstractmethod
     def sample_design(self, rng: np.random.Generator) -> Any: "A design as a scientist without a plan would choose it."
+    def encode_all(self, designs: list) -> np.ndarray: "Several designs, encoded [n, p]."; return np.array([self.encode(d) for d in designs])
     def evaluation_design(self, rng: np.random.Generator) -> Any: "A design to be predicted."; return self.sample_design(rng)
+    def evaluation_designs(self, n: int, rng: np.random.Generator) -> list: "Designs to be predicted."; return [self.evaluation_design(rng) for _ in range(n)]
     def parse(self, text: str) -> Any:
         "A design from text. Raises `DesignError`."
         numbers = [float(t) for t in re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan", text.lower())]
@@ -147,6 +149,7 @@ class Discounting(World):
     def sample_design(self, rng):
         now = int(rng.integers(1, 200))
         return now, int(rng.integers(now + 1, 300)), int(rng.integers(1, 365))
+    def encode_all(self, designs): return np.array(designs, float)
 
 # %% ../../../nbs/tasks/boxing_worlds.ipynb #f041e19c
 class Sources(World):
@@ -283,7 +286,13 @@ class Survival(World):
         if isinstance(design, tuple): return np.array([design[0], design[1], -1.0])
         return np.array([self.time[design], self.spread[design], float(design)])
     def sample_design(self, rng): return int(rng.integers(self.patients))
-    def evaluation_design(self, rng): return float(np.round(rng.uniform(0, 10), 2)), float(rng.random() < 0.5)
+    def evaluation_design(self, rng): return self.evaluation_designs(1, rng)[0]
+    def evaluation_designs(self, n, rng):
+        u = rng.random((n, 2))
+        return list(zip(np.round(10 * u[:, 0], 2).tolist(), (u[:, 1] < 0.5).astype(float).tolist(), strict=True))
+    def encode_all(self, designs):
+        if all(isinstance(d, tuple) for d in designs): return np.insert(np.array(designs, float), 2, -1.0, axis=1)
+        return super().encode_all(designs)
 
 # %% ../../../nbs/tasks/boxing_worlds.ipynb #8d149fb8
 class Dugongs(World):
