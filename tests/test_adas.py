@@ -10,7 +10,7 @@ from designloop.agents.hand_designed import AGENTS, designed_agents
 from designloop.core.data import found_in, known_file
 from designloop.core.errors import DataCorrupt, DataMissing, ParameterError, StateError
 from designloop.core.loop import optimize
-from designloop.core.programs import ProgramArchive, ProgramError
+from designloop.core.programs import Program, ProgramArchive, ProgramError
 from designloop.core.sandbox import Sandbox
 from designloop.core.spaces import Texts
 from designloop.lm.agent_programs import CHAIN_OF_THOUGHT, AgentTask, TaskSet, read_agent, read_reply, read_request, request_prompt, run_agent
@@ -393,6 +393,11 @@ def test_failures_go_back_with_their_error_and_are_given_up_after_three_attempts
     once = MetaAgentSearch(problem, meta_lm=scripted(proposal(zero)), reflect=0, debug_max=1)
     optimize(problem, once, 2, 1, progress=False)
     assert len(once.rejected) == 2 and "all answers are wrong" in once.rejected[0]["error"]
+
+
+def test_a_search_in_which_nothing_worked_says_so(box):
+    found = search_agents(VAL, SOLVER, scripted(proposal(agent('return "always wrong"'))), [Program(agent('return "never"'), "never")], 2, sandbox=box, progress=False)
+    with pytest.raises(StateError, match="none of the 3 agents"): _ = found.best
 
 
 def test_what_the_meta_agent_is_shown(box):
