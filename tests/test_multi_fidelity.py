@@ -40,7 +40,20 @@ from designloop.optimizers.multi_fidelity import (
     nested_trials,
     variable_fidelity_ei,
 )
-from designloop.tasks.multi_fidelity import MultiFidelityProblem, augmented, borehole, branin, currin, forrester, nonlinear_pair, park, with_bad_fidelity
+from designloop.optimizers.multi_fidelity_pareto import FidelityHypervolumeGain, MultiFidelityParetoBO, front_curve, hypervolume, on_front
+from designloop.tasks.multi_fidelity import (
+    MultiFidelityProblem,
+    augmented,
+    borehole,
+    branin,
+    branin_currin,
+    currin,
+    forrester,
+    nonlinear_pair,
+    park,
+    with_bad_fidelity,
+)
+from designloop.tasks.structures import cantilever_tradeoff
 
 cap_threads(1)
 FAST = [JointAR1, lambda: JointAR1("linear"), RecursiveAR1, IndependentDiscrepancy, NARGP, Correction, lambda: Correction("multiplicative")]
@@ -464,3 +477,116 @@ def test_a_lying_level_is_what_it_says():
     assert float(torch.corrcoef(y)[0, 1]) == pytest.approx(-1)
     p, q = (with_bad_fidelity(forrester(), seed=s) for s in (0, 1))
     assert not torch.allclose(p.evaluate(GRID, 0.0)["y"], q.evaluate(GRID, 0.0)["y"])
+
+
+# --- two objectives ------------------------------------------------------------------------------------------------------
+
+def pair_models(kind=JointAR1, sizes=(12, 5)):
+    p = branin_currin()
+    t = nested_trials(p, 3, sizes)
+    return p, [kind().fit([(p.space.encode(t.designs[t.fidelity == s]), t.outcomes[o.name][t.fidelity == s]) for s in p.fidelities]) for o in p.objectives]
+
+
+def test_hypervolumes_are_botorchs():
+    from botorch.utils.multi_objective.hypervolume import Hypervolume
+    from botorch.utils.multi_objective.pareto import is_non_dominated
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 7, 40):
+        u = torch.as_tensor(rng.normal(size=(k, 2)))
+        best = is_non_dominated(u, deduplicate=False)
+        assert (on_front(u) == best.numpy()).all()
+        assert hypervolume(u, (-0.3, -1)) == pytest.approx(Hypervolume(torch.tensor([-0.3, -1.0], dtype=torch.float64)).compute(u[best]), abs=1e-12)
+    assert hypervolume(np.array([[-1.0, 5.0], [5.0, -1.0]]), (0, 0)) == 0            # beats the reference in one only
+    assert on_front(np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])).tolist() == [True, True, False]
+
+
+def test_the_gain_is_botorchs_at_the_same_nodes():
+    "BoTorch's acquisition, told to use our designs as every imagined front and our nodes as its draws, has the same value."
+    from botorch.acquisition.multi_objective.hypervolume_knowledge_gradient import qMultiFidelityHypervolumeKnowledgeGradient
+    from botorch.models import ModelListGP
+    from botorch.sampling.base import MCSampler
+    from botorch.sampling.list_sampler import ListSampler
+
+    class Nodes(MCSampler):
+        def __init__(self, z):
+            super().__init__(torch.Size([len(z)]))
+            self.z = torch.as_tensor(z)
+
+        def forward(self, posterior):
+            shape = posterior.base_sample_shape
+            return posterior.rsample_from_base_samples(self.sample_shape, self.z.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
+
+    p, models = pair_models(FidelityKernelGP)
+    A = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reference = (-1.0, 0.0)
+    gain = FidelityHypervolumeGain(models, A, reference, nodes=3)
+    scale = [m.scale[-1] for m in models]
+    low = torch.tensor([(r - m.shift[-1]) / m.scale[-1] for r, m in zip(reference, models, strict=True)])
+    theirs = qMultiFidelityHypervolumeKnowledgeGradient(
+        ModelListGP(*[m.model for m in models]), low, target_fidelities={2: 1.0}, num_fantasies=9, num_pareto=7, sampler=ListSampler(*[Nodes(gain.z[:, j]) for j in (0, 1)]),
+        project=lambda z: torch.cat([z[..., :2], torch.ones_like(z[..., :1])], -1))
+    for row in ([0.3, 0.6], [0.9, 0.1]):
+        x = torch.tensor([row], dtype=torch.float64)
+        at = torch.cat([x, torch.full((1, 1), models[0]._code(0), dtype=torch.float64)], 1)
+        front = torch.cat([torch.cat([A, x]), torch.ones(7, 1, dtype=torch.float64)], 1)
+        with torch.no_grad(): value = float(theirs(torch.cat([at, front.repeat(9, 1)])[None])) * scale[0] * scale[1]
+        a, b = gain.lines(x, 0)
+        assert value == pytest.approx(hypervolume(a[0] + b[0] * gain.z[:, None, :], reference).mean(), rel=1e-4)
+
+
+def test_with_one_utility_twice_the_front_is_its_best():
+    p, (model, _) = pair_models()
+    A = torch.rand(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    low = float(model.posterior(A)[0].min()) - 1
+    a, b = FidelityHypervolumeGain([model, model], A, (low, low)).lines(A[:2], 0)
+    assert np.array_equal(a[..., 0], a[..., 1])
+    assert hypervolume(a, (low, low)) == pytest.approx((a[..., 0].max(1) - low) ** 2)
+    assert torch.equal(torch.as_tensor(a[:, :-1, 0]), torch.as_tensor(FidelityKnowledgeGradient(model, A).lines(A[:2], 0)[0][:, :-1]))
+
+
+def test_a_front_is_searched_within_the_budget_repeats_and_goes_on():
+    p = branin_currin()
+    start = nested_trials(p, 0)
+    begun = float(start.outcomes.cost.sum())
+    def run(): return MultiFidelityParetoBO(p, 0, p.reference, budget=begun + 2, candidates=32)
+    search = run()
+    trials = optimize(p, search, rounds=50, batch=1, initial=start, budget=begun + 2, progress=False)
+    assert float(trials.outcomes.cost.sum()) <= begun + 2 + 1e-9 and (~trials.at_target).sum() > (~start.at_target).sum() and trials.at_target[-1]
+    again = optimize(p, run(), rounds=50, batch=1, initial=start, budget=begun + 2, progress=False)
+    assert torch.equal(trials.designs, again.designs)
+    designs, said = search.front(10)
+    assert 1 < len(designs) <= 10 and said["branin"].is_monotonic_increasing and said["currin"].is_monotonic_decreasing
+    assert torch.equal(designs, pickle.loads(pickle.dumps(search)).front(10)[0])
+    assert hypervolume(p.evaluate(designs).values, p.reference) > 0.4
+    curve = front_curve(trials, p.reference)
+    assert curve.is_monotonic_increasing and curve.iloc[-1] <= p.hypervolume
+    assert p.space.validate(search.recommend()).shape == (1, 2)
+
+
+def test_a_front_keeps_constraints_minimizes_and_works_with_one_fidelity():
+    beam = cantilever_tradeoff()
+    search = MultiFidelityParetoBO(beam, 0, beam.reference, candidates=32)
+    optimize(beam, search, rounds=2, batch=2, initial=nested_trials(beam, 0), progress=False)
+    designs, said = search.front(5)
+    assert (said["chance of failure"] <= 0.11).all() and {"mass", "deflection", "deflection high"} <= set(said)
+    one = Problem("one", Box([(0, 1)] * 2), [Objective("a"), Objective("b", "minimize")], function=lambda x, f, rng: torch.stack([x[:, 0], x.square().sum(1)], 1))
+    alone = MultiFidelityParetoBO(one, 0, candidates=32)
+    trials = optimize(one, alone, rounds=6, batch=1, progress=False)
+    assert len(trials) == 6 and alone.fidelity is None
+    x = alone.front(8)[0]
+    assert float(x[:, 1].max()) < 0.3                                                   # the front is x2 = 0
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda: MultiFidelityParetoBO(branin()), "needs two objectives"),
+    (lambda: MultiFidelityParetoBO(Problem("t", Box([(0, 1)]), [Objective("a", 0.3), Objective("b")], function=lambda x, f, r: x.expand(-1, 2))), "needs two objectives"),
+    (lambda: MultiFidelityParetoBO(branin_currin(), reference=(0,)), "reference=(0,) has 1 numbers"),
+    (lambda: MultiFidelityParetoBO(branin_currin(), reference=(0, math.nan)), "reference[1]=nan"),
+    (lambda: MultiFidelityParetoBO(branin_currin(), acquisition="mes"), "acquisition is not a choice"),
+    (lambda: MultiFidelityParetoBO(branin_currin(), surrogate=NARGP), "needs covariances between levels"),
+    (lambda: MultiFidelityParetoBO(branin_currin()).front(), "0 designs were told"),
+    (lambda: hypervolume(np.zeros((4, 3)), (0, 0)), "shape (4, 3)"),
+])
+def test_wrong_questions_about_fronts_get_a_sentence(call, says):
+    with pytest.raises((ParameterError, StateError)) as error: call()
+    assert says in str(error.value)

@@ -37,6 +37,8 @@ BOX = Problem("box", Box([(0, 1)] * 3), Objective("y", "minimize"), function=lam
 TEXTS = Problem("texts", Texts(examples=["one", "two three", "four five six"]), Objective("y"),
                 function=lambda x, fidelity, rng: [float(len(t)) for t in x])
 PROGRAMS = Problem("programs", Texts(examples=[CHAIN_OF_THOUGHT]), Objective("y"), function=lambda x, fidelity, rng: [float(len(t)) for t in x])
+FRONT = Problem("front", Box([(0, 1)] * 3), [Objective("y", "minimize"), Objective("z", "minimize")],
+                function=lambda x, fidelity, rng: torch.stack([((x - 0.3) ** 2).sum(1), ((x - 0.6) ** 2).sum(1)], 1))
 QUICK = {"steps": 15}        # for those that train networks
 
 
@@ -47,7 +49,7 @@ def problems_for(cls) -> list[Problem]:
         try: make(cls, problem)
         except ParameterError: continue
         accepted.append(problem)
-    return accepted
+    return accepted or [FRONT]        # two objectives are for those that want no fewer
 
 
 def make(cls, problem, seed=0) -> Optimizer:
@@ -135,7 +137,7 @@ def test_bad_input_is_refused_and_changes_nothing(cls, problem):
     with pytest.raises(OutcomeError): s.tell(x, y.values)
     with pytest.raises(OutcomeError): s.tell(x, Outcomes(torch.full((4, 1), float("nan")), y.names))
     with pytest.raises(DesignLoopError): s.tell(x, Outcomes(y.values, ("something else",)))
-    outside = {"words": [[9] * 6] * 4, "box": [[2.0] * 3] * 4, "texts": [1, 2, 3, 4], "programs": [1, 2, 3, 4]}[problem.name]
+    outside = {"words": [[9] * 6] * 4, "box": [[2.0] * 3] * 4, "front": [[2.0] * 3] * 4, "texts": [1, 2, 3, 4], "programs": [1, 2, 3, 4]}[problem.name]
     with pytest.raises(DesignError): s.tell(outside, y)
     assert len(s) == 0
     with pytest.raises(ParameterError): make(cls, problem, -1)
