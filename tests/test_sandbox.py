@@ -365,6 +365,7 @@ def test_shell(boxes, backend):
     box.put("notes/a.txt", "b\na\n")
     assert box.shell("sort a.txt | head -1", cwd="notes").stdout == "a\n" and box.get("notes/a.txt") == b"b\na\n" and "notes/a.txt" in box.files()
     assert box.shell("cat", stdin="ü" * 200_000, limits=Limits(output_kb=1000)).stdout == "ü" * 200_000
+    assert box.python("print('a' * 400)", limits=Limits(output_kb=0.5, seconds="9")).ok and box.python("print('a' * 600)", limits=Limits(output_kb=0.5)).killed == "output"
     assert box.shell("true", stdin="x" * 500_000).ok, "who does not read its input does not hang the run"
     done = box.shell("echo no >&2; exit 3")
     assert done.exit_code == 3 and done.stderr == "no\n" and "code 3" in done.error

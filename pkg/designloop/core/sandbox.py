@@ -43,9 +43,8 @@ class Limits:
     calls: int = 10_000      # of functions of the owner
 
     def __post_init__(self):
-        for name in ("seconds", "memory_mb", "output_kb", "file_mb"): check_number(name, getattr(self, name), 0, exclusive=True)
-        check_number("processes", self.processes, 1, integer=True)
-        check_number("calls", self.calls, 0, integer=True)
+        for name in ("seconds", "memory_mb", "output_kb", "file_mb"): object.__setattr__(self, name, check_number(name, getattr(self, name), 0, exclusive=True))
+        for name, low in (("processes", 1), ("calls", 0)): object.__setattr__(self, name, check_number(name, getattr(self, name), low, integer=True))
         if self.output_kb > 32_768: raise ParameterError(f"output_kb={self.output_kb} is not allowed; at most 32768 (32 MB). Write large results to a file and `get` it.")
 
 

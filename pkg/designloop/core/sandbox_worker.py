@@ -442,7 +442,7 @@ class Watch:
         except BlockingIOError: return
         if not data: self.open.discard(fd); return
         self.texts[fd] += data
-        if sum(map(len, self.texts.values())) > self.limits["output_kb"] << 10: self.killed = "output"
+        if sum(map(len, self.texts.values())) > self.limits["output_kb"] * 1024: self.killed = "output"
 
     def _look(self) -> None:
         "Sums that no limit of the kernel keeps."
@@ -475,7 +475,7 @@ def _hear(self) -> None:
     self.heard += data
     while len(self.heard) >= 8 and not self.killed:
         (size,) = struct.unpack("!Q", self.heard[:8])
-        if size > (self.limits["output_kb"] << 10) + 20_000: self.killed = "output"; return
+        if size > (self.limits["output_kb"] * 1024) + 20_000: self.killed = "output"; return
         if len(self.heard) < 8 + size: return
         text = bytes(self.heard[8:8 + size]); del self.heard[:8 + size]
         try: message = json.loads(text)
@@ -534,7 +534,7 @@ def _finish(self, with_pidfd: int | None) -> dict:
     if not self.killed and (size > self.limits["file_mb"] * MB or entries > MAX_FILES): self.killed = "files"
     for fd in [*self.order, *([self.stdin] if self.stdin >= 0 else []), *([with_pidfd] if with_pidfd else [])]: os.close(fd)
     if self.talk: self.talk.close()
-    most = self.limits["output_kb"] << 10
+    most = int(self.limits["output_kb"] * 1024)
     out, err = (bytes(self.texts[fd][:most]).decode("utf-8", "replace") for fd in self.order)
     return {"stdout": out, "stderr": err, "killed": self.killed, "status": self.status, "result": self.result, "seconds": seconds, "calls": self.calls}
 
