@@ -13,7 +13,7 @@ from designloop.core.sandbox import Sandbox, SandboxError, available_backends
 from designloop.lm.protocol import FunctionLM
 from designloop.tasks.intercode import SOLVED, CodingTask, PythonEnv, SQLEnv, mysql_answer, schema_text, score_episodes, sql_reward
 from designloop.tasks.intercode_bash import PRELOAD, ROOTS, BashEnv, CTFEnv, bash_reward, check_tree, text_similarity, tree_changes
-from designloop.tasks.intercode_worlds import BASH_TEMPLATES, SQL_TEMPLATES, make_bash_world, make_ctf_world, make_sql_world, nl2bash, python_tasks, recorded_episodes, spider
+from designloop.tasks.intercode_worlds import BASH_TEMPLATES, SQL_TEMPLATES, make_bash_world, make_ctf_world, make_sql_world, mbpp, nl2bash, python_tasks, recorded_episodes, spider
 
 ZOO = {"zoo": {"animals": {"columns": [["id", "INTEGER"], ["name", "TEXT"], ["legs", "INTEGER"], ["born", "TEXT"]], "primary_key": ["id"],
                            "rows": [[1, "ant", 6, "2020-01-05"], [2, "Bat", 2, "2021-03-05"], [3, "cat", 4, None]]}}}
@@ -350,7 +350,30 @@ def test_without_a_container_nothing_untrusted_runs(monkeypatch):
     with pytest.raises(SandboxError, match="bubblewrap"): PythonEnv(python_tasks())
 
 
+@contained
+def test_tests_may_be_expressions():
+    gold = "def pair(a): return {a, a + 1}, (a, None)"
+    task = CodingTask("pair", "Write pair(a).", gold, meta={"entry": "pair", "tests": ["pair(1)", "math.isclose(pair(2)[1][0], 2)", "pair(*(3,))"]})
+    with Sandbox(preload=[]) as box:
+        env = PythonEnv([task], box)
+        for code, reward in ((gold, 1), ("def pair(a): return [a + 1, a], [a, None]", 1 / 3),
+                             ("class Any:\n    def __eq__(self, other): return True\ndef pair(a): return Any()", 0)):
+            env.reset(options="pair")
+            env.step(code)
+            assert env.step("submit")[1] == pytest.approx(reward), code
+
+
 # --- the published tasks ----------------------------------------------------------------------------------------------------------
+
+@contained
+def test_published_functions_pass_their_own_tests():
+    try: tasks = mbpp()
+    except DataMissing as missing: pytest.skip(str(missing)[:120])
+    assert len(tasks) == 946 and all(t.meta["entry"] in test for t in tasks for test in t.meta["tests"])
+    with Sandbox() as box:
+        env = PythonEnv(tasks, box)
+        for t in tasks[::60]: assert rollout(Typist(t.gold, "submit"), env, options=t.id).total_reward == 1, t
+
 
 def test_published_questions_and_recordings():
     try: databases, tasks = spider()

@@ -220,8 +220,17 @@ def schema_text(spec: Mapping[str, dict],  # a database's description
     return "\n".join(f"{table}({', '.join(c for c, _ in about['columns'])})" for table, about in spec.items())
 
 # %% ../../../nbs/tasks/intercode.ipynb #bfa3349f
+_ASKED = """
+import math
+def _plain(v):
+    if isinstance(v, dict): return [[_plain(k), _plain(w)] for k, w in v.items()]
+    if isinstance(v, (set, frozenset)): return sorted((_plain(w) for w in v), key=repr)
+    return [_plain(w) for w in v] if isinstance(v, (list, tuple)) else v if isinstance(v, (str, int, float, type(None))) else repr(v)
+def _asked(): return _plain("""
+
 class PythonEnv(InterCodeEnv):
-    "Functions to be written; an action is a piece of Python. `gold` is a program, `meta` holds `entry` (a function's name) and `tests` (lists of arguments)."
+    """Functions to be written; an action is a piece of Python. `gold` is a program, `meta` holds `entry` (a function's name) and `tests` (lists of arguments,
+    or texts of expressions that call it)."""
     name = "intercode-python"
 
     def __init__(self,
@@ -235,14 +244,15 @@ class PythonEnv(InterCodeEnv):
         super().__init__(tasks, protocol, show_reward, max_turns, limits)
         for t in tasks:
             if not t.meta.get("entry") or not t.meta.get("tests"):
-                raise ParameterError(f"task {t.id!r} needs meta['entry'] (a function's name) and meta['tests'] (lists of arguments).")
+                raise ParameterError(f"task {t.id!r} needs meta['entry'] (a function's name) and meta['tests'] (lists of arguments, or expressions).")
         self.sandbox, self._own = sandbox or Sandbox(limits=limits), sandbox is None
         self._gold: dict[str, list] = {}
 
     def _values(self, code: str) -> list:
         "What the function returns for each test; a result that is not ok where it fails."
         entry = self.task.meta["entry"]
-        return [self.sandbox.python(code, call=entry, args=list(args), limits=self.limits) for args in self.task.meta["tests"]]
+        return [self.sandbox.python(f"{code}\n{_ASKED}{test})", call="_asked", limits=self.limits) if isinstance(test, str) else
+                self.sandbox.python(code, call=entry, args=list(test), limits=self.limits) for test in self.task.meta["tests"]]
 
     def start(self, task: CodingTask) -> dict:
         self.program = ""

@@ -5,6 +5,7 @@
 # %% ../../../nbs/tasks/intercode_worlds.ipynb #6db72789
 from __future__ import annotations
 
+import ast
 import base64
 import codecs
 import csv
@@ -26,7 +27,7 @@ from .intercode import CodingTask
 # %% auto #0
 __all__ = ['ENTITIES', 'SQL_TEMPLATES', 'EXTENSIONS', 'BASH_TEMPLATES', 'ENCODINGS', 'SQLWorld', 'make_sql_spec',
            'make_sql_world', 'BashWorld', 'make_tree', 'make_bash_world', 'make_ctf_world', 'python_tasks', 'spider',
-           'nl2bash', 'recorded_episodes', 'recorded_rewards']
+           'nl2bash', 'mbpp', 'recorded_episodes', 'recorded_rewards']
 
 # %% ../../../nbs/tasks/intercode_worlds.ipynb #ec39f821
 ENTITIES = {       # noun, plural: numeric properties with ranges, one category with its values
@@ -295,6 +296,23 @@ def nl2bash() -> tuple[dict[str, list[dict]], tuple[CodingTask, ...]]:  # trees,
     rows = [json.loads(line) for line in locate(known_file("intercode/nl2bash.jsonl")).read_text(encoding="utf-8").splitlines()]
     note = lambda gold: "depends on time, machine or network" if _MOVING.search(gold if isinstance(gold, str) else "; ".join(gold)) else ""
     return kept, tuple(CodingTask(r["id"], r["query"], r["gold"], r["fs"], r["fs"], note=note(r["gold"])) for r in rows)
+
+
+def _asked_by(test: str, entry: str) -> str:
+    "What an assertion looks at: the side of an equation that calls the function, else the whole condition."
+    found = ast.parse(test).body[0].test
+    if isinstance(found, ast.Compare) and len(found.ops) == 1 and isinstance(found.ops[0], ast.Eq):
+        calls = [side for side in (found.left, found.comparators[0]) if any(isinstance(n, ast.Name) and n.id == entry for n in ast.walk(side))]
+        if len(calls) == 1: found = calls[0]
+    return ast.unparse(found)
+
+
+@functools.cache
+def mbpp() -> tuple[CodingTask, ...]:  # in the order of the file
+    "946 small functions with their tests, for `PythonEnv`. Raises `DataMissing`."
+    rows = [json.loads(line) for line in locate(known_file("ai-control/mbpp_subset.jsonl")).read_text(encoding="utf-8").splitlines()]
+    return tuple(CodingTask(f"mbpp-{r['task_id']}", f"{r['prompt']} The function is called {r['entry_point']}; a test is: {r['tests'][0]}", r["reference"],
+                            meta={"entry": r["entry_point"], "tests": [_asked_by(t, r["entry_point"]) for t in r["tests"]]}) for r in rows)
 
 
 @functools.cache
