@@ -395,6 +395,11 @@ def test_failures_go_back_with_their_error_and_are_given_up_after_three_attempts
     assert len(once.rejected) == 2 and "all answers are wrong" in once.rejected[0]["error"]
 
 
+def test_what_is_no_model_and_no_task_set_is_refused(box):
+    with pytest.raises(ParameterError, match="lm is a str"): run_agent(CHAIN_OF_THOUGHT, VAL, "a model", sandbox=box)
+    with pytest.raises(ParameterError, match="task_set is a list"): run_agent(CHAIN_OF_THOUGHT, list(VAL.tasks), SOLVER, sandbox=box)
+
+
 def test_a_search_in_which_nothing_worked_says_so(box):
     found = search_agents(VAL, SOLVER, scripted(proposal(agent('return "always wrong"'))), [Program(agent('return "never"'), "never")], 2, sandbox=box, progress=False)
     with pytest.raises(StateError, match="none of the 3 agents"): _ = found.best

@@ -502,5 +502,11 @@ def test_an_apprentice_helps_a_scientist_without_knowledge():
     assert np.mean(z["helped"]) < np.mean(z["alone"])
 
 
+@pytest.mark.parametrize("who, where, text", [(BayesExperimenter, Session("dugongs", seed=0), "is the class BayesExperimenter"),
+                                              (CurveExperimenter("gp"), "dugongs", "session is a str")])
+def test_what_is_no_scientist_or_no_session_is_refused(who, where, text):
+    with pytest.raises(ParameterError, match=text): investigate(who, where, 0)
+
+
 def test_errors_are_of_this_package():
     assert issubclass(ProgramError, DesignLoopError) and issubclass(InferenceRefused, DesignLoopError)

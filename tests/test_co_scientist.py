@@ -551,6 +551,10 @@ def test_the_tournament_finds_what_is_true():
     assert np.mean(found) / (np.std(found, ddof=1) / 6 ** 0.5) > 2.6          # t with 5 degrees of freedom: passed by chance once in 40
 
 
+def test_one_text_is_no_list_of_papers():
+    with pytest.raises(ParameterError, match="papers is one text"): CoScientist(WORLD.goal, LM, WORLD.papers[0], {"calls": 10})
+
+
 def test_options_have_no_surprises():
     assert LabOptions().both_orders and Lab(Literature()).literature.random(3, np.random.default_rng(0)) == [] and Literature().search("x", 2, np.random.default_rng(0)) == []
     with pytest.raises(OutcomeError, match="finite numbers"): Lab(Literature(), embedder=lambda t: np.ones(1)).vectors([made_pool([1200])["H0"]])

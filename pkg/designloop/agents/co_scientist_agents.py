@@ -45,6 +45,7 @@ class Literature:
         papers: Sequence[str] = (),                  # texts; none is allowed
         embedder: Callable | str | None = None,      # as lm.retrieval takes it
     ):
+        if isinstance(papers, str): raise ParameterError("papers is one text; give a list of texts, one for each paper.")
         self.papers = list(papers)
         self.found, self._hits = Retriever(self.papers, embedder=embedder) if self.papers else None, {}
 

@@ -103,7 +103,9 @@ def investigate(
     word_limit: int = 200,                         # of the explanation; 0: none is asked for
     stop_at: int | None = None,                    # experiments after which it ends; None: the budget
 ) -> Investigation:
-    "Let a scientist use up a session. A spent budget of a model ends it early with what is there. Raises `ParameterError` for what is no scientist."
+    "Let a scientist use up a session. A spent budget of a model ends it early with what is there. Raises `ParameterError` for what is no scientist or no session."
+    if isinstance(scientist, type): raise ParameterError(f"scientist is the class {scientist.__name__}; make one of it: {scientist.__name__}(…).")
+    if not all(hasattr(session, a) for a in ("goal", "briefing", "run")): raise ParameterError(f"session is a {type(session).__name__}; give one such as Session('dugongs').")
     missing = [m for m in ("reset", "propose", "learn", "hear", "predict", "explain") if not callable(getattr(scientist, m, None))]
     if missing: raise ParameterError(f"scientist is a {type(scientist).__name__} without {missing[0]}; derive it from Experimenter.")
     found = Investigation(session.world.name, session.goal.name, getattr(scientist, "name", type(scientist).__name__), session.seed)

@@ -19,7 +19,7 @@ from ..core.errors import ParameterError, check_number
 from ..core.programs import read_function
 from ..core.seeds import derive_seed
 from .parsers import JSONParser
-from .protocol import LM, Job, LMError, Sampling
+from .protocol import LM, Job, LMError, Sampling, check_lm
 
 if TYPE_CHECKING: from designloop.core.sandbox import Sandbox
 
@@ -353,6 +353,8 @@ def run_agent(
     gives up; that error carries what was done as `run`."""
     from designloop.core.sandbox import Limits, Sandbox
     read_agent(code)
+    lm = check_lm(lm)
+    if not isinstance(task_set, TaskSet): raise ParameterError(f"task_set is a {type(task_set).__name__}; it must be a TaskSet, such as grid_split(0, 10, 10)[0].")
     repeats, cap, probe = check_number("n_repeat", repeats, 1, integer=True), check_number("cap", cap, 1, integer=True), check_number("probe", probe, 0, integer=True)
     desk = _Desk(task_set, lm, repeats, cap, seed, max_tokens, probe, transcripts)
     before = f"{FRAMEWORK}\n{task_set.tools}\n{_DRIVER}\n"

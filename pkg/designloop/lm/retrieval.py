@@ -27,11 +27,10 @@ def tfidf_embedder(
 ) -> Callable:                  # texts [n] -> unit vectors, float [n, d]
     "An embedder by TF-IDF over words and character triples. Raises `ParameterError` for texts without a word."
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
     texts = check_texts("texts", texts)
     if not any(re.search(r"\w", t) for t in texts): raise ParameterError(f"texts holds {len(texts)} text(s) without a single word; give texts with words, or another embedder.")
-    union = make_union(TfidfVectorizer(token_pattern=r"(?u)\w+"), TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3))).fit(texts)
-    def embed(texts: Sequence[str]) -> np.ndarray: return _unit(union.transform(list(texts)).toarray())
+    both = [TfidfVectorizer(token_pattern=r"(?u)\w+").fit(texts), TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit(texts)]
+    def embed(texts: Sequence[str]) -> np.ndarray: return _unit(np.hstack([v.transform(list(texts)).toarray() for v in both]))
     return embed
 
 def minilm_embedder(

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,9 @@ class QuizCraft:
 CRAFTS = {"law": LawCraft(), "gene": GeneCraft(), "quiz": QuizCraft()}
 
 # %% ../../../nbs/tasks/discovery_twins.ipynb #ef6c658d
+@lru_cache(maxsize=4096)
+def _evidence(craft: Any, text: str) -> Any: return craft.evidence(text)            # the same few papers come again and again
+
 def prompt_sections(
     prompt: str,
 ) -> dict[str, str]:        # section in capital letters -> its text; TASK -> "agent/mode"
@@ -229,7 +233,7 @@ class Scientist:
         craft = next((c for c in CRAFTS.values() if c.sign in s["GOAL"]), None)
         if craft is None: raise ParameterError(f"goal={s['GOAL'][:60]!r} is of no world that this scientist knows; it knows {', '.join(CRAFTS)}.")
         agent, _, mode = s["TASK"].partition("/")
-        e = craft.evidence(s["GOAL"] if isinstance(craft, QuizCraft) else s.get("PAPERS", ""))
+        e = _evidence(craft, s["GOAL"] if isinstance(craft, QuizCraft) else s.get("PAPERS", ""))
         prior = self._prior(craft, s.get("LESSONS", "")) if agent in ("generation", "evolution") else np.ones(len(craft.names))
         return getattr(self, "_" + agent.replace("-", "_"))(craft, mode, e, prior, s, rng)
 
