@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LM', 'Completion', 'FunctionLM', 'LMError', 'BudgetExceeded', 'Sampling', 'Job', 'open_lm', 'chat_text', 'Cached',
            'Metered', 'Retried', 'Transcript', 'Parser', 'NumberParser', 'ChoiceParser', 'TagParser', 'JSONParser',
-           'Argument', 'ActionSchema', 'ActionSpace', 'Action', 'Dialogue', 'Retriever', 'BM25', 'Hit',
-           'tfidf_embedder', 'minilm_embedder', 'open_embedder', 'embed_texts', 'near_duplicates', 'EndpointLM',
-           'TransformersLM', 'Server', 'Faults', 'make_app']
+           'Argument', 'ActionSchema', 'ActionSpace', 'Action', 'Dialogue', 'AgentTask', 'TaskSet', 'AgentRun',
+           'run_agent', 'read_agent', 'Retriever', 'BM25', 'Hit', 'tfidf_embedder', 'minilm_embedder', 'open_embedder',
+           'embed_texts', 'near_duplicates', 'EndpointLM', 'TransformersLM', 'Server', 'Faults', 'make_app']
 
 # %% ../../../nbs/lm/index.ipynb #fd56af4d
 from ..core.lazy import lazy_names
@@ -17,6 +17,7 @@ _WHERE = {
     "wrappers": "Cached Metered Retried Transcript",
     "parsers": "Parser NumberParser ChoiceParser TagParser JSONParser",
     "actions": "Argument ActionSchema ActionSpace Action Dialogue",
+    "agent_programs": "AgentTask TaskSet AgentRun run_agent read_agent",
     "retrieval": "Retriever BM25 Hit tfidf_embedder minilm_embedder open_embedder embed_texts near_duplicates",
     "endpoint": "EndpointLM",
     "local": "TransformersLM",
@@ -24,6 +25,7 @@ _WHERE = {
 }
 _all_ = ["LM", "Completion", "FunctionLM", "LMError", "BudgetExceeded", "Sampling", "Job", "open_lm", "chat_text", "Cached", "Metered", "Retried", "Transcript",
          "Parser", "NumberParser", "ChoiceParser", "TagParser", "JSONParser", "Argument", "ActionSchema", "ActionSpace", "Action", "Dialogue",
+         "AgentTask", "TaskSet", "AgentRun", "run_agent", "read_agent",
          "Retriever", "BM25", "Hit", "tfidf_embedder", "minilm_embedder", "open_embedder", "embed_texts", "near_duplicates", "EndpointLM", "TransformersLM", "Server",
          "Faults", "make_app"]
 
