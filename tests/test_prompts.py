@@ -154,6 +154,7 @@ def test_halving_tries_more_handfuls_than_the_budget_has_evaluations():
     trace = HalvingES(halvings=2).optimize(TASK, lm, budget=16, seed=2)
     tried = {p.rpartition("Q: ")[0] for p in lm.asked}
     assert len(tried) > 20 > len(trace.evaluations) and trace.spent["calls"] <= 16 * 20 and len(trace.best.prompt.exemplars) == 3
+    assert trace.spent["prompts"] == 1 + race_plan(15 * 20, 20, 2)[0][0] and RandomSearchES().optimize(TASK, LM_, budget=16, seed=2).spent["prompts"] == 16
 
 
 def test_tokens_can_be_limited_too():

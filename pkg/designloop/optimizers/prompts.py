@@ -386,7 +386,7 @@ class OptimizationTrace:
     seed: int
     evaluations: list[Evaluation]            # in the order of asking
     budget: Budget
-    spent: dict[str, float]                  # of the target: evaluations, calls, tokens
+    spent: dict[str, float]                  # of the target: evaluations, calls, tokens; and how many prompts were scored, in part or in full
     proposer: dict[str, float] = field(default_factory=dict)     # of the proposer: calls, tokens
     wasted: int = 0                          # proposals that stayed empty or known after three tries
     refused: int = 0                         # proposals with a validation item inside
@@ -474,7 +474,7 @@ class PromptOptimizer:
             if not run.evaluations: raise
             stopped = str(error)
         paid = {k: v - before.get(k, 0) for k, v in getattr(proposer, "spent", {}).items()}
-        return OptimizationTrace(self.name, task.name, seed, run.evaluations, run.budget, {"evaluations": run.spent, "calls": run.meter.calls, "tokens": run.meter.tokens},
-                                 paid, run.wasted, run.refused, stopped)
+        spent = {"evaluations": run.spent, "calls": run.meter.calls, "tokens": run.meter.tokens, "prompts": len({*run._known, *run._parts})}
+        return OptimizationTrace(self.name, task.name, seed, run.evaluations, run.budget, spent, paid, run.wasted, run.refused, stopped)
 
     def __repr__(self) -> str: return f"{type(self).__name__}()"
