@@ -43,6 +43,8 @@ def test_a_file_says_the_same_as_the_episode(tmp_path):
     episode = rollout(Steady(), Walk(), seed=1, path=tmp_path / "deep" / "e.jsonl", options={"task": 3})
     back = Episode.load(tmp_path / "deep" / "e.jsonl")
     assert back.transcript == episode.transcript and back.row == episode.row and back.task == {"task": 3} and back.info == {"note": "begun"}
+    page = episode.save(tmp_path / "e.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and page.count("<details") == len(episode)
     assert episode.save(tmp_path / "again.jsonl").read_text() == (tmp_path / "deep" / "e.jsonl").read_text()
     with pytest.raises(StateError, match="never written over another"): rollout(Steady(), Walk(), path=tmp_path / "again.jsonl")
     with pytest.raises(DataMissing, match="no episode at"): Episode.load(tmp_path / "none.jsonl")
@@ -78,6 +80,8 @@ def test_what_is_no_agent_or_no_world_is_refused():
     class Old(Walk):
         def step(self, action): return 0, 0.0, True, {}
     with pytest.raises(ParameterError, match="tuple of 4"): rollout(Steady(), Old())
+    assert [e.seed for e in rollouts(Steady, Walk, 3, progress=False)] == [0, 1, 2]
+    with pytest.raises(ParameterError, match="seeds=0"): rollouts(Steady, Walk, 0)
     with pytest.raises(ParameterError, match="of its own for each"): rollouts(Steady(), Walk(), workers=2)
     with pytest.raises(ParameterError, match="Did you mean 'agent'"): rollouts(Steady, Walk, progress=False).by(agents="x")
 

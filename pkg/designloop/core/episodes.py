@@ -151,9 +151,9 @@ def _step_html(s: Step) -> str:
     return (f"<details style='{_BOX}'><summary><b>{s.index}</b> · reward {s.reward:g}{escape(_bill(s.cost))} · {escape(_short(_words(s.action), 60))} → "
             f"<i>{escape(_short(_words(s.outcome), 60))}</i></summary>{inside}</details>")
 
-def _html(self: Episode) -> str:
+def _html(self: Episode, most: int | None = 60) -> str:
     shown = [_step_html(s) for s in self.steps]
-    if len(shown) > 60: shown = [*shown[:30], f"<div style='{_BOX}'>… {len(shown) - 60} steps are not shown; .transcript has all</div>", *shown[-30:]]
+    if most and len(shown) > most: shown = [*shown[:30], f"<div style='{_BOX}'>… {len(shown) - 60} steps are not shown; .transcript has all</div>", *shown[-30:]]
     return (f"<div><b>{escape(self.agent)}</b> in <b>{escape(self.env)}</b>, seed {self.seed}: {len(self)} steps, total reward {self.total_reward:g}{escape(_bill(self.cost))}"
             f"<div style='{_TEXT}'>{escape(_words(self.first))}</div>{''.join(shown)}<div>Ended: {escape(ENDINGS.get(self.ended, self.ended))}"
             f"{escape(': ' + self.note) if self.note else ''}.</div></div>")
@@ -168,10 +168,14 @@ def _step_line(step: Step) -> dict: return {"kind": "step", **{f.name: plain(get
 def _end(self: Episode) -> dict: return {"kind": "end", "ended": self.ended, "note": self.note}
 
 def _save(self: Episode,
-    path: str | Path,      # a .jsonl file that is not there yet
+    path: str | Path,      # a .jsonl file that is not there yet; .html: a page for a browser, to be read and not to be loaded
 ) -> Path:
     "Write the whole episode. Raises `StateError` if the file exists."
     path = _fresh(path)
+    if path.suffix == ".html":
+        style = "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}</style>"
+        path.write_text(f"<!doctype html><meta charset='utf-8'><title>{escape(self.agent)} in {escape(self.env)}</title>{style}{_html(self, None)}", encoding="utf-8")
+        return path
     for line in [_head(self), *map(_step_line, self.steps), *([_end(self)] if self.ended else [])]: append_json(path, line)
     return path
 
@@ -332,7 +336,7 @@ def _kept(file: Path, agent: Any, env: Any, seed: int, options: Any) -> Episode 
 def rollouts(
     agent: Agent | Callable[[], Agent],            # an agent, or what makes one (needed for more than one worker)
     env: Any,                                      # an environment, or what makes one
-    seeds: Iterable[int] = (0,),                   # each is played
+    seeds: Iterable[int] | int = (0,),             # each is played; 5 means 0 to 4
     tasks: Sequence[Any] | None = None,            # options of reset, each played with each seed; None: no options
     path: str | Path | None = None,                # a folder; one file an episode, and resumable
     max_steps: int = 1000,                         # exchanges an episode
@@ -345,6 +349,7 @@ def rollouts(
     workers = check_number("workers", workers, 1, integer=True)
     if workers > 1 and any(hasattr(thing, verb) and not isinstance(thing, type) for thing, verb in ((agent, "act"), (env, "step"))):
         raise ParameterError(f"workers={workers} needs an agent and an environment of its own for each; give functions or classes that make them.")
+    if isinstance(seeds, int): seeds = range(check_number("seeds", seeds, 1, integer=True))
     games = [(k, options, check_number("seeds", seed, 0, integer=True)) for k, options in enumerate([None] if tasks is None else tasks) for seed in seeds]
     folder = Path(path).expanduser() if path is not None else None
     def play(game: tuple) -> Episode:
