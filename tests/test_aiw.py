@@ -148,6 +148,7 @@ def test_small_parts():
     (lambda: AIWProblem(prompt_type="LOUD"), ["LOUD", "STANDARD"]), (lambda: order_twin(AIWProblem("aiw", 3, 3)), ["n_brothers=3", "N ≠ M"]),
     (lambda: irrelevant_twin(AIWProblem("light_arithmetic")), ["light_arithmetic", "M + 1"]), (lambda: generate_problems(10_000), ["10000", "largest"]),
     (lambda: run_trials(coin(1), standard_problems(), 4), ["n_trials=4", "spans most of [0, 1]"]), (lambda: AIW(3), ["n_trials=3"]),
+    (lambda: AIW(5, temperature=-1), ["temperature=-1"]), (lambda: AIW(5, max_tokens=0), ["max_tokens=0"]),
     (lambda: run_trials(coin(1), standard_problems() * 2, 5), ["twice"]), (lambda: run_trials(coin(1), [], 5), ["at least one"]),
     (lambda: AIW(5).evaluate(coin(1), standard_problems() + standard_problems(prompt_type="RESTRICTED")), ["STANDARD, RESTRICTED", "stratify=True"]),
     (lambda: AIW(5).evaluate(coin(1), standard_problems()[:2]), ["2 variations", "3 or more"]), (lambda: AIWReport.from_counts([1, 2, 3], 4), ["4 trials"]),

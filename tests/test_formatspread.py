@@ -167,6 +167,8 @@ SILENT = FunctionLM(lambda p, r: "a", name="silent")
     (lambda: FormatGrammar.from_fields({"a": "Input"}), ["two fields"]),
     (lambda: FormatGrammar.from_fields({"a": "In", "b": "Out"}, original={"separator": ""}), ["original", "not valid"]),
     (lambda: FormatGrammar.from_fields({"a": "In", "b": "Out"}, space=["\n\n"]), ["empty line"]),
+    (lambda: FormatGrammar.from_fields({"a": "In", "b": "Out"}, casing=["title"]), ["casing='as is'", "['title']", "original={'casing': 'title'}"]),
+    (lambda: QUIZ.original.mark(12), ["option 13", "12 options at most"]),
     (lambda: FormatGrammar.from_fields({"a": "In", "b": "Out"}, options="b"), ["'b'"]),
     (lambda: sample_formats(PLAIN, 10_000), ["10000", f"{len(valid_formats(PLAIN))} valid"]), (lambda: PromptFormat(PLAIN, {"separator": "?"}), ["separator", "'?'"]),
     (lambda: PLAIN.original.render([], {"output": "x"}), ["lacks", "'input'"]), (lambda: QUIZ.original.label({**ITEM, "answer": "cup"}), ["'cup'", "not among"]),

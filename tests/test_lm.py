@@ -78,6 +78,9 @@ def texts(replies): return [[c.text for c in row] for row in replies]
     (lambda lm: open_lm("tiny"), "'tiny:FAMILY'"),
     (lambda lm: open_lm("openai:@http://x/v1"), "names no model"),
     (lambda lm: open_lm("hf:/no/such/folder"), "holds no config.json"),
+    (lambda lm: open_lm("openai:org/m:free@localhost:8000/v1"), "write 'openai:org/m:free@http://localhost:8000/v1'"),
+    (lambda lm: open_lm("openai:m@10.0.0.7/v1"), "the address '10.0.0.7/v1' without its beginning"),
+    (lambda lm: open_lm("openai:m@api.example.org"), "the address 'api.example.org' without its beginning"),
     (lambda lm: EndpointLM("m", "https://example.org/v1"), "OPENAI_API_KEY is not set"),
     (lambda lm: EndpointLM("m"), "api.openai.com wants a key"),
     (lambda lm: EndpointLM("m", "http://127.0.0.1:1/v1", key_env="NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
@@ -142,6 +145,7 @@ def test_from_env_opens_what_is_named_and_nothing_else(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("DESIGNLOOP_LM", "openai:org/model:free")
     assert (LM.from_env().name, LM.from_env().url) == ("org/model:free", "https://api.openai.com/v1")
+    for name in ("@cf/meta/llama", "m@20240620", "m@q4:latest", "m@1.2"): assert open_lm(f"openai:{name}").name == name      # an @ may belong to the model's id
     code = ("import sys, designloop.lm.protocol as p; p.FunctionLM(lambda a, b: a).answer('x')\n"
             "print({'torch', 'openai', 'transformers', 'fastapi', 'tqdm'} & set(sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV).stdout.strip() == "set()"

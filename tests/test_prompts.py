@@ -298,6 +298,8 @@ def test_random_search_beats_one_random_handful():
 
 def test_a_search_needs_a_proposer_and_room_for_one_generation():
     with pytest.raises(ParameterError, match="has no proposer; give proposer=lm"): APE().optimize(TASK, LM_, budget=32)
+    with pytest.raises(ParameterError, match="proposer is a str; give an LM"): APE().optimize(TASK, LM_, "gpt", budget=32)
+    with pytest.raises(ParameterError, match="task is a list; it must be a PromptTask"): RandomES().optimize(list(TASK.val), LM_, budget=32)
     with pytest.raises(ParameterError, match="n_prompt_evals=7 is smaller than one generation of APE, which takes 8"): APE().optimize(TASK, LM_, SlotProposer(WORDS), budget=7)
     with pytest.raises(ParameterError, match="one generation of OPRO, which takes 5"): TwoStage(OPRO(), RandomES(), 4)
     with pytest.raises(ParameterError, match="n_prompt_evals=9 is smaller"): TwoStage(OPRO(), RandomSearchES(), 8, 4).optimize(TASK, LM_, SlotProposer(WORDS), budget=9)

@@ -78,11 +78,11 @@ def test_the_future_is_invisible_and_shift_sees_one_token_back(model):
 
 @torch.no_grad()
 def test_a_cache_gives_what_the_whole_sequence_gives(model):
-    from designloop.models.tiny_lm import _Cache
+    from designloop.models.tiny_lm import KVCache
     text = torch.randint(3, 99, (2, 15), generator=torch.Generator().manual_seed(4))
     text[0, :3] = PAD
     real = text != PAD
-    whole, cache = model.hidden(text, real), _Cache(model.config, 2, 15, text.device)
+    whole, cache = model.hidden(text, real), KVCache(model.config, 2, 15, text.device)
     parts = [model.hidden(text[:, :6], real[:, :6], cache)] + [model.hidden(text[:, t:t + 1], None, cache) for t in range(6, 15)]
     assert torch.allclose(torch.cat(parts, 1)[real], whole[real], atol=1e-4)
 

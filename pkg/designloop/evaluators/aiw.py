@@ -377,7 +377,8 @@ class AIW:
     ):
         if check_number("n_trials", n_trials, 1, integer=True) < 5:
             raise ParameterError(f"n_trials={n_trials} gives an interval that spans most of [0, 1]; use 5 or more.")
-        self.n_trials, self.temperature, self.max_tokens, self.stratify = n_trials, temperature, max_tokens, stratify
+        self.n_trials, self.stratify = n_trials, stratify
+        self.temperature, self.max_tokens = check_number("temperature", temperature, 0), check_number("max_tokens", max_tokens, 1, integer=True)
 
     def evaluate(self,
         subject: LM,                                   # the model under test

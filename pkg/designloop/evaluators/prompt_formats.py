@@ -64,7 +64,12 @@ class FormatGrammar:
         grammar = cls(dict(fields), options, tuple(textless), own)
         usual = {"separator": ": ", "casing": "as is", "space": "\n", "list_separator": " ", "option_separator": " ", "joiner": "\n", "wrapper": "({})", "numbering": "A"}
         for name in original or {}: check_choice("original", name, own)
-        first = PromptFormat(grammar, {s: (original or {}).get(s, usual[s]) for s in own})
+        chosen = {s: (original or {}).get(s, usual[s]) for s in own}
+        lost = [s for s in own if chosen[s] not in own[s]]
+        if lost:
+            raise ParameterError(f"the original format has {lost[0]}={chosen[lost[0]]!r}, which is not among {list(own[lost[0]])}; "
+                                 f"add it there, or give another with original={{{lost[0]!r}: {own[lost[0]][0]!r}}}.")
+        first = PromptFormat(grammar, chosen)
         object.__setattr__(grammar, "original", first)
         why = first.problem()
         if why: raise ParameterError(f"the original format {first.values} is not valid under the grammar: {why}. Give another one with original={{slot: value}}.")
@@ -152,7 +157,8 @@ def _mark(self: PromptFormat,
     i: int,                          # number of the option, from 0
 ) -> str:
     "An option's number as this format writes it. Raises `ParameterError` beyond twelve."
-    check_number("i", i, 0, 11, integer=True)
+    if check_number("i", i, 0, integer=True) >= len(ROMAN):
+        raise ParameterError(f"option {i + 1} has no number: formats number {len(ROMAN)} options at most. Shorten the list, or give the labels as plain text.")
     return self.values["wrapper"].format(NUMBERINGS[self.values["numbering"]](i))
 
 def _label(self: PromptFormat,

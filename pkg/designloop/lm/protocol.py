@@ -325,6 +325,8 @@ def open_lm(
     if scheme == "tiny": return importlib.import_module("designloop.models.tiny_lm").TinyLM.named(rest)
     if scheme == "hf": return importlib.import_module("designloop.lm.local").TransformersLM(rest)
     model, at, url = rest.rpartition("@")
+    if at and model and re.fullmatch(r"(localhost|(\d+\.){3}\d+|[\w.-]+\.[A-Za-z]{2,}|.*:\d+)(/.*)?", url) and "://" not in url:      # not to OpenAI by mistake
+        raise ParameterError(f"{field}={_short(spec, 80)} has the address {url!r} without its beginning; write 'openai:{model}@http://{url}', or https://.")
     if not at or "://" not in url: model, url = rest, None
     if not model: raise ParameterError(f"{field}={_short(spec, 80)} names no model; write 'openai:MODEL@URL'.")
     return importlib.import_module("designloop.lm.endpoint").EndpointLM(model, url)

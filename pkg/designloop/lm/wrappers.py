@@ -77,7 +77,7 @@ class ReplyStore:
         self._own, self._file, self._pid, self._looked, self._lock = "", -1, 0, 0.0, threading.RLock()
 
     def __del__(self):
-        if getattr(self, "_file", -1) >= 0 and self._pid == os.getpid(): os.close(self._file)
+        if os is not None and getattr(self, "_file", -1) >= 0 and self._pid == os.getpid(): os.close(self._file)      # os is gone at the very end of Python
 
     def __getstate__(self) -> dict: return {"folder": self.folder}
     def __setstate__(self, state: dict) -> None: self.folder = state["folder"]; self._start()

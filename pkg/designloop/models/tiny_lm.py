@@ -26,7 +26,7 @@ from ..lm.protocol import LM, Completion, chat_text, check_prompts, cut_at_stop
 cap_threads()                       # products this small are fastest on one thread; parallelism is over seeds and runs
 
 # %% auto #0
-__all__ = ['PAD', 'EOS', 'BOS', 'CHARACTERS', 'PRESETS', 'TinyTokenizer', 'TinyConfig', 'TinyTransformer', 'pack',
+__all__ = ['PAD', 'EOS', 'BOS', 'CHARACTERS', 'PRESETS', 'TinyTokenizer', 'TinyConfig', 'KVCache', 'TinyTransformer', 'pack',
            'token_logprobs', 'Sampled', 'sample', 'TinyLM']
 
 # %% ../../../nbs/models/tiny_lm.ipynb #40829365
@@ -106,17 +106,24 @@ class TinyConfig:
 PRESETS = {"nano": TinyConfig(), "micro": TinyConfig(width=96, layers=3), "mini": TinyConfig(width=128, layers=4)}      # 0.11, 0.35 and 0.8 million weights
 
 # %% ../../../nbs/models/tiny_lm.ipynb #9bbfb608
-class _Cache:
-    "What a forward pass leaves behind for the next token: keys, values, the last hidden vector of each block, and which columns are real."
+class KVCache:
+    "What a forward pass leaves behind for the next token: keys, values, the last hidden vector of each block, and which columns are real. `hidden` fills and reads it."
 
-    def __init__(self, config: TinyConfig, rows: int, columns: int, device: torch.device):
+    def __init__(self,
+        config: TinyConfig,          # of the model that fills it
+        rows: int,                   # sequences side by side
+        columns: int,                # longest sequence, tokens, what is still to be written included
+        device: torch.device,
+    ):
         shape = (config.layers, rows, config.heads, columns, config.width // config.heads)
         self.keys, self.values = torch.empty(shape, device=device), torch.empty(shape, device=device)
         self.last = torch.zeros(config.layers, rows, 1, config.width, device=device)
         self.mask: Tensor | None = None     # [rows, columns] True where real; None: everything is
         self.filled = 0
 
-    def rows(self, index: Tensor) -> None:
+    def rows(self,
+        index: Tensor,               # numbers of the rows to keep [n]
+    ) -> None:
         "Keep these rows, in this order; a row may be kept more than once."
         keys = self.keys.new_empty(self.keys.shape[0], len(index), *self.keys.shape[2:])
         values = torch.empty_like(keys)
@@ -143,7 +150,7 @@ class _Block(nn.Module):
         turn: Tensor,                 # rotations of these positions, complex [l, 1, 1, d / heads / 2]
         keep: Tensor | None,          # [b, l, 1] 1.0 where real, 0.0 where pad; None: no pads
         allowed: Tensor | None,       # [b or 1, 1, l, columns] which keys a query may see; None: causal
-        cache: _Cache | None = None,
+        cache: KVCache | None = None,
         i: int = 0,                   # number of this block, for the cache
     ) -> Tensor:                      # [b, l, d]
         b, n, d = x.shape
@@ -192,7 +199,7 @@ class TinyTransformer(nn.Module):
     def hidden(self,
         tokens: Tensor,                     # [b, l] token ids
         mask: Tensor | None = None,         # [b, l] True where real; None: pads, if any, stand at the right
-        cache: _Cache | None = None,        # where to go on; None: from the beginning
+        cache: KVCache | None = None,        # where to go on; None: from the beginning
     ) -> Tensor:                            # [b, l, width] after the last norm
         "Hidden vectors. Raises `ParameterError` if the sequence is longer than the context."
         n, start = tokens.shape[1], 0 if cache is None else cache.filled
@@ -289,7 +296,7 @@ def _decode(
     stops: Sequence[Sequence[int]],    # token sequences that end a row
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:     # tokens, logprobs [rows, steps], lengths, stopped [rows]
     device, steps, width = model.embed.device, int(limits.max()), max(map(len, prompts))
-    cache = _Cache(model.config, len(prompts), width + steps, device)
+    cache = KVCache(model.config, len(prompts), width + steps, device)
     start = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts], device=device)
     real = torch.arange(width, device=device) >= width - torch.tensor([len(p) for p in prompts], device=device)[:, None]
     hidden = model.hidden(start, None if real.all() else real, cache)[:, -1]

@@ -459,9 +459,12 @@ class PromptOptimizer:
         seed: int = 0,                       # root of the random streams
     ) -> OptimizationTrace:
         "Search until the budget is spent. Raises `ParameterError` if the budget is smaller than one generation or a proposer is missing."
+        if not isinstance(task, PromptTask): raise ParameterError(f"task is a {type(task).__name__}; it must be a PromptTask: PromptTask(name, val, test).")
         if isinstance(proposer, LM):
             from designloop.optimizers.prompt_instructions import LMProposer
             proposer = LMProposer(proposer)
+        elif proposer is not None and not hasattr(proposer, "paraphrase"):
+            raise ParameterError(f"proposer is a {type(proposer).__name__}; give an LM, such as open_lm('openai:MODEL@URL'), or a Proposer, such as SlotProposer(words).")
         if self.needs_proposer and proposer is None: raise ParameterError(f"{self.name} writes instructions and has no proposer; give proposer=lm, or a SlotProposer.")
         run = PromptRun(task, lm, budget, seed, proposer)
         if run.budget.n_prompt_evals < self.least:
