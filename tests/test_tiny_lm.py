@@ -374,11 +374,12 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
 def test_named_bases_know_their_recipes(tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match="'chian' is not known.*'chain'"): TinyLM.named("chian")
     trained = []
-    def fake(recipe, seed, config): trained.append((recipe["steps"], seed)); return TinyLM(TinyTransformer(config, seed)), None
+    def fake(recipe, seed, config, start=None): trained.append((recipe["steps"], seed)); return start or TinyLM(TinyTransformer(config, seed)), None
     monkeypatch.setattr(tiny_lm_bases, "train_base", fake)
     one, two = named_base("chain", 1, folder=tmp_path), named_base("chain", 2, folder=tmp_path)
     assert one.name == "tiny:chain" and one.variant != two.variant and trained == [(RECIPES["chain"]["steps"], 1), (RECIPES["chain"]["steps"], 2)]
     assert named_base("chain", 1, folder=tmp_path).variant == one.variant and len(trained) == 2
+    assert named_base("chain-mixed", 1, folder=tmp_path).variant == one.variant and len(trained) == 3        # the parent comes from the same folder
 
 
 def test_what_newcomers_hand_over_by_mistake_is_named():

@@ -250,6 +250,7 @@ def named_base(
     config = PRESETS[check_choice("config", config, PRESETS)] if isinstance(config, str) else config
     parents = [recipe] if "parent" not in recipe else [RECIPES[recipe["parent"]], recipe]
     key = {"recipe": parents, "config": asdict(config), "tokenizer": TinyTokenizer().hash, "seed": check_number("seed", seed, 0, integer=True)}
-    lm = cached_base(name, key, lambda: train_base(recipe, seed, config)[0], folder)
+    def begin() -> TinyLM | None: return named_base(recipe["parent"], seed, config, folder) if "parent" in recipe else None
+    lm = cached_base(name, key, lambda: train_base(recipe, seed, config, start=begin())[0], folder)
     lm.name = f"tiny:{name}"
     return lm
