@@ -145,6 +145,8 @@ def test_a_round_with_nothing_selected_changes_nothing(base):
     (lambda b: monitors(random_pool(0), 11), ["s=11", "10 samples"]),
     (lambda b: draw_pool(b, ["1+1?"], StepReward(FAMILY), temperature=0), ["temperature=0"]),
     (lambda b: StepReward(FAMILY, noise=2), ["noise=2"]),
+    (lambda b: OnlineRFT(b, "chian"), ["'chian'", "'chain'"]),
+    (lambda b: OnlineRFT(b.model, FAMILY), ["policy is a TinyTransformer", "TinyLM"]),
 ])
 def test_bad_input_is_refused(call, words, base):
     with pytest.raises(ParameterError) as e: call(base)

@@ -116,6 +116,10 @@ def test_the_zoo_leaves_the_parent_alone_and_mixes():
     (lambda: ReasoningBehaviors({"x": "("}), ParameterError, ["patterns['x']", "not a regular expression"]),
     (lambda: ReasoningBehaviors().rate([]), ParameterError, ["empty"]),
     (lambda: zoo_base("balance", untrained(), FAMILY), ParameterError, ["'balance'", "'balanced'"]),
+    (lambda: ZeroRL(FunctionLM(lambda p, r: p), FAMILY), ParameterError, ["policy is a FunctionLM", "TinyLM"]),
+    (lambda: ZeroRL(untrained(), "chian"), ParameterError, ["'chian'", "'chain'"]),
+    (lambda: ReasoningBehaviors(judge="gpt"), ParameterError, ["judge is a str", "LM"]),
+    (lambda: training_monitor(untrained(), "chain", "1+1?"), ParameterError, ["'1+1?' is one text"]),
 ])
 def test_bad_input_is_refused(call, error, words):
     with pytest.raises(error) as e: call()

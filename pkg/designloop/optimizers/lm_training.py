@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from ..core.errors import OutcomeError, ParameterError, check_choice, check_number
 from ..core.seeds import seed_streams, torch_generator
 from ..models.text_families import TextFamily, text_family
-from ..models.tiny_lm import EOS, Sampled, TinyTokenizer, TinyTransformer, _check_model, pack, sample, token_logprobs
+from ..models.tiny_lm import EOS, Sampled, TinyLM, TinyTokenizer, TinyTransformer, _check_model, pack, sample, token_logprobs
 from ..models.tiny_lm_bases import cached_base, new_optimizer, sft, sft_loss, solved, update     # noqa: F401  (trainers look for them here)
 from .lm_losses import (aggregated, gae, group_advantages, grpo_loss, kl_k3, preference_loss, process_advantages, step_loss, value_loss)
 
 # %% auto #0
-__all__ = ['Reward', 'Rollouts', 'rollout', 'grpo_update', 'draw_prompts', 'correctness', 'reward_for', 'grpo', 'step_positions',
-           'step_rewards', 'RewardModel', 'fit_reward', 'select', 'rejection_sft', 'ppo']
+__all__ = ['Reward', 'Rollouts', 'rollout', 'grpo_update', 'draw_prompts', 'check_policy', 'correctness', 'reward_for', 'grpo',
+           'step_positions', 'step_rewards', 'RewardModel', 'fit_reward', 'select', 'rejection_sft', 'ppo']
 
 # %% ../../../nbs/optimizers/lm_training.ipynb #d49816d7
 Reward = Callable[[list[str], list[str]], Sequence]     # prompts, answers (one each) -> one number each, or one row of token rewards each
@@ -159,6 +160,16 @@ def draw_prompts(
     if callable(prompts): return list(prompts(rng, n))
     if not len(prompts): raise ParameterError("prompts is empty; give at least one.")
     return [prompts[i] for i in rng.choice(len(prompts), n, replace=n > len(prompts))]
+
+def check_policy(
+    policy: Any,             # what came
+    field: str = "policy",   # name of the argument
+) -> TinyLM:                 # the model, unchanged
+    "Refuse what has no weights to train. Raises `ParameterError`."
+    if not isinstance(policy, TinyLM):
+        raise ParameterError(f"{field} is a {type(policy).__name__}; it must be a TinyLM, whose weights are trained. "
+                             "A model behind a server cannot be trained here, only sampled and judged.")
+    return policy
 
 def correctness(
     family: TextFamily,

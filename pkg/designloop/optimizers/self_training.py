@@ -16,9 +16,10 @@ import torch
 
 from ..core.errors import ParameterError, check_number
 from ..core.seeds import seed_streams, torch_generator
-from ..models.text_families import TextFamily
+from ..models.text_families import TextFamily, text_family
 from ..models.tiny_lm import TinyLM, sample
 from ..models.tiny_lm_bases import new_optimizer, sft
+from .lm_training import check_policy
 from ..stats.intervals import mean_ci
 from ..stats.scores import Score
 
@@ -204,7 +205,7 @@ class SelfTrainingLoop:
 
     def __init__(self,
         policy: TinyLM,                                 # trained in place
-        family: TextFamily,
+        family: TextFamily | str,                       # or its name
         reward: Callable | None = None,                 # function (prompts, answers) -> (rewards, right); default StepReward
         temperatures: Sequence[float] = (1.0,),         # one: fixed; several: searched
         thresholds: Sequence[float] = (0.5,),           # one: fixed; several: searched
@@ -221,7 +222,8 @@ class SelfTrainingLoop:
         max_tokens: int = 60,
         seed: int = 0,
     ):
-        self.policy, self.family, self.reward = policy, family, reward if reward is not None else StepReward(family)
+        family = text_family(family)
+        self.policy, self.family, self.reward = check_policy(policy), family, reward if reward is not None else StepReward(family)
         self.temperatures = [check_number("temperatures", t, 0, exclusive=True) for t in temperatures]
         self.thresholds = [check_number("thresholds", t) for t in thresholds]
         for field, values in (("temperatures", self.temperatures), ("thresholds", self.thresholds)):

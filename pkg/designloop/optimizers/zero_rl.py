@@ -17,11 +17,11 @@ import torch
 
 from ..core.errors import ParameterError, check_choice, check_number
 from ..core.seeds import seed_streams, torch_generator
-from ..lm.protocol import LM
-from ..models.text_families import TextFamily
+from ..lm.protocol import LM, check_lm
+from ..models.text_families import TextFamily, text_family
 from ..models.tiny_lm import TinyLM, sample
 from ..models.tiny_lm_bases import new_optimizer, sft
-from .lm_training import Rollouts, correctness, draw_prompts, grpo_update, reward_for, rollout
+from .lm_training import Rollouts, check_policy, correctness, draw_prompts, grpo_update, reward_for, rollout
 from ..stats.intervals import mean_ci, proportion_ci
 from ..stats.rates import pass_at_k, sampled_mean_ci
 from ..stats.scores import Score
@@ -75,7 +75,7 @@ class ReasoningBehaviors:
         patterns: Mapping[str, str] = BEHAVIORS,    # behaviour: regular expression that finds it
         judge: LM | None = None,                    # answers yes or no for each behaviour and answer; None: the patterns decide
     ):
-        self.patterns, self.judge = dict(patterns), judge
+        self.patterns, self.judge = dict(patterns), judge if judge is None else check_lm(judge, "judge")
         for name, pattern in self.patterns.items():
             try: re.compile(pattern)
             except re.error as error: raise ParameterError(f"patterns[{name!r}]={pattern!r} is not a regular expression: {error}.") from None
@@ -114,7 +114,7 @@ class ZeroRL:
 
     def __init__(self,
         policy: TinyLM,                             # trained in place
-        task: TextFamily | Sequence[str] | Callable,     # a family, prompts, or a function (rng, n) -> prompts
+        task: TextFamily | str | Sequence[str] | Callable,     # a family or its name, prompts, or a function (rng, n) -> prompts
         reward: Callable | None = None,             # function (prompts, answers) -> numbers; default for a family: right or wrong
         level: int | Sequence[int] | None = None,   # difficulty of a family's problems
         n_rollouts: int = 8,                        # answers of a prompt
@@ -132,7 +132,8 @@ class ZeroRL:
     ):
         if n_rollouts == 1 and baseline == "group":
             raise ParameterError("n_rollouts=1 leaves an answer without siblings; take 2 or more, or baseline='batch' (REINFORCE).")
-        self.policy, self.task, self.level = policy, task, level
+        if isinstance(task, str): task = text_family(task)
+        self.policy, self.task, self.level = check_policy(policy), task, level
         self.reward = reward_for(task, reward)
         self.n_rollouts, self.prompts_per_step = (check_number(k, v, 1, integer=True) for k, v in (("n_rollouts", n_rollouts), ("prompts_per_step", prompts_per_step)))
         if baseline == "batch" and (drop_degenerate or self.n_rollouts * self.prompts_per_step < 2):
@@ -228,7 +229,9 @@ def training_monitor(
     behaviors: ReasoningBehaviors | None = None,    # default: the grammar of chains
 ) -> dict[str, Score]:
     "What a policy does on held-out problems, every figure with its interval. Raises `ParameterError` if k > n."
-    n, k = check_number("n", n, 1, integer=True), check_number("k", k, 1, integer=True)
+    n, k, family = check_number("n", n, 1, integer=True), check_number("k", k, 1, integer=True), text_family(family)
+    check_policy(policy)
+    if isinstance(prompts, str): raise ParameterError(f"prompts={prompts[:40]!r} is one text; give a list of problems.")
     if k > n: raise ParameterError(f"k={k} is more than the n={n} samples of a problem; draw more, or ask for a smaller k.")
     tok, room = policy.tokenizer, policy.context - 1 - max(len(policy.tokenizer.encode(p)) for p in prompts)
     limit = min(room, 48 if not isinstance(family, TextFamily) else family.longest(12 if family.high >= 12 else family.high)) if max_tokens is None else max_tokens
