@@ -227,8 +227,8 @@ class AgentSearch:
         "The agent with the highest validation accuracy; the oldest among equals. Raises `StateError` if none worked."
         if not len(self.archive):
             said = f" (the last one given up: {self.search.rejected[-1]['error'][:120]})" if self.search.rejected else ""
-            raise StateError(f"none of the {len(self.trials)} agents that were tried has an accuracy of {self.problem.floor:g} or more{said}; give more or easier validation tasks, "
-                             "or other agents to start from.")
+            raise StateError(f"none of the {len(self.trials)} agents that were tried has an accuracy of {self.problem.floor:g} or more{said}; give more or easier validation tasks,"
+                             " or other agents to start from.")
         return self.archive.best()[0]
 
     @property
