@@ -1,6 +1,7 @@
 """The laboratory's form and the trade-off explorer in a real browser: what is typed is kept, and a slider changes the table."""
 
 import json
+import time
 
 import nbformat
 import pytest
@@ -64,5 +65,9 @@ def test_a_weight_changes_the_suggestions(page, lab):
     handle.focus()
     for _ in range(8): handle.press("PageUp")
     table("!=", before)
+    settled, deadline = "", time.monotonic() + 30                         # keys that are still on their way would arrive after the click
+    while settled != (settled := view.locator("table").inner_text()):
+        assert time.monotonic() < deadline, "the table does not come to rest"
+        page.wait_for_timeout(1500)
     view.get_by_role("button", name="Reset").click()
     table("==", before)                                                   # the same weights choose the same designs
