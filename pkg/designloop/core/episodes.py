@@ -151,9 +151,9 @@ def _step_html(s: Step) -> str:
     return (f"<details style='{_BOX}'><summary><b>{s.index}</b> · reward {s.reward:g}{escape(_bill(s.cost))} · {escape(_short(_words(s.action), 60))} → "
             f"<i>{escape(_short(_words(s.outcome), 60))}</i></summary>{inside}</details>")
 
-def _html(self: Episode, most: int | None = 60) -> str:
+def _html(self: Episode, whole: bool = False) -> str:
     shown = [_step_html(s) for s in self.steps]
-    if most and len(shown) > most: shown = [*shown[:30], f"<div style='{_BOX}'>… {len(shown) - 60} steps are not shown; .transcript has all</div>", *shown[-30:]]
+    if not whole and len(shown) > 60: shown = [*shown[:30], f"<div style='{_BOX}'>… {len(shown) - 60} steps are not shown; .transcript has all</div>", *shown[-30:]]
     return (f"<div><b>{escape(self.agent)}</b> in <b>{escape(self.env)}</b>, seed {self.seed}: {len(self)} steps, total reward {self.total_reward:g}{escape(_bill(self.cost))}"
             f"<div style='{_TEXT}'>{escape(_words(self.first))}</div>{''.join(shown)}<div>Ended: {escape(ENDINGS.get(self.ended, self.ended))}"
             f"{escape(': ' + self.note) if self.note else ''}.</div></div>")
@@ -174,7 +174,7 @@ def _save(self: Episode,
     path = _fresh(path)
     if path.suffix == ".html":
         style = "<style>body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}</style>"
-        path.write_text(f"<!doctype html><meta charset='utf-8'><title>{escape(self.agent)} in {escape(self.env)}</title>{style}{_html(self, None)}", encoding="utf-8")
+        path.write_text(f"<!doctype html><meta charset='utf-8'><title>{escape(self.agent)} in {escape(self.env)}</title>{style}{_html(self, whole=True)}", encoding="utf-8")
         return path
     for line in [_head(self), *map(_step_line, self.steps), *([_end(self)] if self.ended else [])]: append_json(path, line)
     return path

@@ -26,9 +26,10 @@ __all__ = ['STREAMS', 'storable_seed', 'derive_seed', 'Streams', 'seed_streams',
 def storable_seed(
     name: str,                   # of the argument, for the message
     seed: int,                   # >= 0
+    high: int | None = None,     # largest value allowed
 ) -> int:                        # itself up to 2^53; above, rounded to 53 binary digits
-    "A seed as readers of a record or a request get it: JSON's numbers are doubles. Raises `ParameterError` unless it is a whole number >= 0."
-    return int(float(check_number(name, seed, 0, integer=True)))
+    "A seed as readers of a record or a request get it: JSON's numbers are doubles. Raises `ParameterError` unless it is a whole number in [0, high]."
+    return int(float(check_number(name, seed, 0, high, integer=True)))
 
 def derive_seed(
     root: int,          # root seed, >= 0

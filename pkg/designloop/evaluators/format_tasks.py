@@ -117,14 +117,15 @@ def made_pairs(
     rules = {"first letter": lambda w: w[0], "second letter": lambda w: w[1], "last letter": lambda w: w[-1],
              "letters apart": " ".join, "plural": lambda w: w + "s", "capitals": str.upper}
     words = [a + b + c + d for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst" for d in "aeiou"]
-    rng = seed_streams(seed)["data"]
-    return {name: [(w, rule(w)) for w in _drawn(words, check_number("n", n, 1, integer=True), "words", rng)] for name, rule in rules.items()}
+    n, rng = check_number("n", n, 1, integer=True), seed_streams(seed)["data"]
+    return {name: [(w, rule(w)) for w in _drawn(words, n, "words", rng)] for name, rule in rules.items()}
 
 def made_options(
     n: int = 300,                    # pairs of each task
     seed: int = 0,
 ) -> dict[str, list[tuple[str, str]]]:   # name -> (question with the options (A) to (C), right letter), all different
     "Four tasks with three lettered options, of the shape of *BIG-Bench Hard*."
+    n = check_number("n", n, 1, 700, integer=True)
     rng, lower, digits = seed_streams(seed)["data"], list("abcdefghijklmnopqrstuvwxyz"), list("0123456789")
     def draw(pool: Sequence[str], k: int) -> list[str]: return rng.choice(pool, k, replace=False).tolist()
     def a_vowel() -> tuple[str, list[str]]: return "a vowel", [*draw(list("aeiou"), 1), *draw([x for x in lower if x not in "aeiou"], 2)]
@@ -134,7 +135,7 @@ def made_options(
     made: dict[str, list[tuple[str, str]]] = {}
     for name, problem in (("the vowel", a_vowel), ("the digit", a_digit), ("the capital", a_capital), ("the largest digit", the_largest)):
         found: dict[str, str] = {}
-        while len(found) < check_number("n", n, 1, 700, integer=True):
+        while len(found) < n:
             question, (right, *others) = problem()                       # the right one is the first before shuffling
             options = rng.permutation([right, *others]).tolist()
             found["\n".join([question, "Options:", *(f"({x}) {o}" for x, o in zip("ABC", options, strict=True))])] = f"({'ABC'[options.index(right)]})"

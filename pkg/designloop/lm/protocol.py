@@ -115,7 +115,7 @@ class Sampling:
         put("temperature", float(check_number("temperature", self.temperature, 0)))
         put("top_p", float(check_number("top_p", self.top_p, 0, 1)))
         if self.top_p == 0: raise ParameterError("top_p=0 leaves no token; use temperature=0 for the most probable one.")
-        if self.seed is not None: put("seed", storable_seed("seed", check_number("seed", self.seed, 0, 2**63 - 1024, integer=True)))
+        if self.seed is not None: put("seed", storable_seed("seed", self.seed, 2**63 - 1024))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if not all(isinstance(s, str) and s for s in stop): raise ParameterError(f"stop={_short(self.stop)} is not allowed; give non-empty texts.")
         put("stop", stop)

@@ -19,9 +19,10 @@ from ..core.problems import Outcomes, Problem
 from ..core.trials import Trials
 from ..models.multi_fidelity import JointAR1, MultiFidelityModel
 from .multi_fidelity import MultiFidelityBO, _around, _best_mean, _log_feasible
+from .novelty import pareto_fronts
 
 # %% auto #0
-__all__ = ['hypervolume', 'on_front', 'FidelityHypervolumeGain', 'MultiFidelityParetoBO', 'front_curve']
+__all__ = ['hypervolume', 'FidelityHypervolumeGain', 'MultiFidelityParetoBO', 'front_curve']
 
 # %% ../../../nbs/optimizers/multi_fidelity_pareto.ipynb #4a165479
 def hypervolume(
@@ -36,12 +37,6 @@ def hypervolume(
     order = np.argsort(-a, -1)
     top = np.maximum.accumulate(np.take_along_axis(b, order, -1), -1)
     return (np.take_along_axis(a, order, -1) * np.diff(top, axis=-1, prepend=0.0)).sum(-1)
-
-def on_front(utilities: Tensor | np.ndarray) -> np.ndarray:      # points [k, 2] -> bool [k]
-    "Which points no other point beats in one utility without losing in the other; equal points stay together."
-    u = np.asarray(utilities, float)
-    worse_or_equal = (u[:, None] <= u[None]).all(-1)
-    return ~(worse_or_equal & (u[:, None] < u[None]).any(-1)).any(1)
 
 # %% ../../../nbs/optimizers/multi_fidelity_pareto.ipynb #e3672640
 class FidelityHypervolumeGain:
@@ -119,7 +114,7 @@ class MultiFidelityParetoBO(MultiFidelityBO):
         "The two utilities that count for nothing: those given, or a tenth of the range of the measured front (of all, while it is one point) below its worst."
         if self.reference is not None: return self.reference
         u = self._measured()
-        front = u[on_front(u)]
+        front = u[pareto_fronts(u)[0]]
         low, span = front.min(0), np.ptp(front if len(front) > 1 else u, 0)
         return tuple((low - np.maximum(0.1 * span, 1e-9)).tolist())
 
@@ -128,7 +123,7 @@ class MultiFidelityParetoBO(MultiFidelityBO):
         told = self.space.encode(self.history_designs)
         fine = _log_feasible(self, told) >= math.log(0.5)
         told = told[fine] if fine.any() else told
-        front = told[torch.as_tensor(on_front(self._believed(told)))]
+        front = told[np.sort(pareto_fronts(self._believed(told))[0])]
         return torch.cat([self.moves.sample(self.candidates, rng), _around(self, front, self.candidates // 2, 0.1, rng), front])
 
     def _scores(self, pool: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -142,7 +137,7 @@ class MultiFidelityParetoBO(MultiFidelityBO):
 
     def _best_of(self, u: np.ndarray, n: int) -> list[int]:
         "Rows of at most n points of the front that together span the largest area, chosen greedily."
-        rows, chosen, area, reference = np.flatnonzero(on_front(u)).tolist(), [], np.zeros((0, 2)), self.reference_point
+        rows, chosen, area, reference = sorted(pareto_fronts(u)[0].tolist()), [], np.zeros((0, 2)), self.reference_point
         while rows and len(chosen) < n:
             spans = hypervolume(np.stack([np.concatenate([area, u[i:i + 1]]) for i in rows]), reference)
             chosen.append(rows.pop(int(spans.argmax())))
