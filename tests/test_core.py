@@ -12,7 +12,7 @@ from designloop.core.errors import DesignError, DesignLoopError, OutcomeError, P
 from designloop.core.loop import Optimizer, optimize
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import derive_seed, seed_streams
-from designloop.core.spaces import Box, Choice, Integer, Mixed, Real, Sequences, Space, Texts, concat, n_designs, take, unique
+from designloop.core.spaces import Box, Choice, Inequality, Integer, Mixed, Real, Sequences, Space, Texts, concat, n_designs, take, unique
 from designloop.core.trials import Trials
 
 SPACES = [
@@ -56,6 +56,14 @@ def test_space_round_trips(space):
     (SPACES[3], torch.full((1, 8), 4), "row 0, position 0"),
     (SPACES[4], torch.tensor([[0, -1, 1, -1, -1]]), "position 2"),
     (Texts(max_length=3), ["long text"], "at most 3"),
+    (SPACES[0], pd.DataFrame({"a": [0.5], "c": [1.0]}), "Missing: 'b'; unknown: 'c'"),
+    (SPACES[0], pd.DataFrame([[0.5, 1.0]]), "unknown: 0, 1"),
+    (SPACES[0], pd.DataFrame({"a": [0.5], "b": ["much"]}), "not numbers"),
+    (SPACES[0], "abc", "designs='abc' are not numbers; this box takes [n, 2] with fields a, b"),
+    (SPACES[0], [[0.5, 1.0], [0.5]], "not numbers"),
+    (SPACES[1], "abc", "designs='abc' are no table"),
+    (SPACES[1], {"r": 0.0, "i": 2, "c": "x", "g": 1.0}, "no table"),
+    (SPACES[3], "ACGTACGT", "one string"),
 ], ids=str)
 def test_bad_designs_are_named(space, bad, says):
     with pytest.raises(DesignError) as e:
@@ -72,11 +80,52 @@ def test_bad_designs_are_named(space, bad, says):
     (lambda: Mixed({"a": Choice(("x", "x"))}), "different values"),
     (lambda: Objective("y", "maximise"), "Did you mean 'maximize'"),
     (lambda: Constraint("y", ">", 1), "op='>'"),
+    (lambda: Box({"a": (0, 1, 2)}), "bounds of 'a' are (0, 1, 2); give two numbers, (low, high)."),
+    (lambda: Box({"a": 3}), "bounds of 'a' are 3; give two"),
+    (lambda: Mixed({"a": Integer(0.5, 3)}), "a low=0.5 is not allowed; it must be a whole number"),
+    (lambda: Mixed({"a": Real(0, 1)}, limits=["a<=1"]), "limits hold 'a<=1'; write each as an Inequality"),
+    (lambda: Mixed({"a": Real(0, 1)}, limits="a<=1"), "limits hold 'a<=1'"),
+    (lambda: Mixed({"a": Real(0, 1)}, limits=[Inequality({"z": 1}, "<=", 1)]), "uses the field 'z', which the space lacks; its fields are 'a'."),
+    (lambda: Mixed({"a": Real(0, 1)}, frozen={"a": 3}), "field 'a' cannot be frozen at 3, which it does not have; its values are within [0, 1]."),
+    (lambda: Mixed({"c": Choice(("x", "y"))}, frozen={"c": "z"}), "its values are one of ['x', 'y']"),
 ])
 def test_bad_arguments_are_named(make, says):
     with pytest.raises(ParameterError) as e:
         make()
     assert says in str(e.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(-9999, 9999), st.integers(1, 9999)), min_size=1, max_size=4), st.integers(0, 4), st.data())
+def test_corners_of_a_mixed_space_are_designs(bounds, digits, data):
+    """Bounds of a few decimals: low + 1.0 * (high - low) may exceed high by rounding, and a search that proposes its upper bound must not die of that."""
+    fields = {f"f{i}": Real(low / 10**digits, (low + width) / 10**digits, log=low > 0 and i % 2 == 1) for i, (low, width) in enumerate(bounds)}
+    space = Mixed({**fields, "n": Integer(1, 5)})
+    corners = torch.as_tensor(data.draw(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=space.dim, max_size=space.dim), min_size=1, max_size=4)), dtype=torch.float64)
+    for designs in (space.decode(corners), space._from_unit(dict(zip(space.free, corners.numpy().T, strict=True)), len(corners))):
+        code = space.encode(designs)                                     # validates
+        assert code.min() >= 0 and code.max() <= 1 and torch.allclose(code, corners, atol=1e-9)
+
+
+def test_limits_move_designs_to_a_bound_and_not_over_it():
+    rng, tried = np.random.default_rng(0), 0
+    for low, width in np.round(rng.uniform(0.01, 2, (300, 2)), 2):
+        high = round(low + width, 2)
+        space = Mixed({"a": Real(low, high), "b": Real(low, high)}, limits=Inequality({"a": 1, "b": -1}, ">=", 0))      # one limit needs no list
+        moved = space.decode([[0.4, 1.0], [1.0, 1.0], [0.0, 0.0]])
+        tried += len(space.validate(moved))
+        assert (moved["a"] >= moved["b"] - 1e-8).all()
+        pushed = Mixed({"a": Real(low, high), "b": Real(low, high)}, limits=[Inequality({"a": 1, "b": 1}, ">=", 2 * high)])
+        assert np.allclose(pushed.validate(pushed.decode([[0.5, 0.2]])), high)                                         # the only design that is left
+    assert tried == 900
+
+
+def test_tables_are_read_by_name():
+    box = Box({"a": (0, 1), "b": (0, 1)})
+    assert box.validate(pd.DataFrame({"b": [0.9], "a": [0.1]})).tolist() == [[0.1, 0.9]]
+    seen = Climber(Problem("p", box, Objective("y")))
+    seen.tell(pd.DataFrame({"b": [0.9], "a": [0.1]}), Outcomes([1.0], ("y",)))
+    assert seen.recommend().tolist() == [[0.1, 0.9]]
 
 
 @settings(max_examples=50, deadline=None)

@@ -128,8 +128,8 @@ class Box(Space):
             raise ParameterError(f"names={self.names!r} must be {len(pairs)} different names, one per pair of bounds.")
         for name in log: check_choice("log", name, self.names)
         self.units, self.log, self.dim = dict(units or {}), tuple(log), len(pairs)
-        for name, pair in zip(self.names, pairs, strict=True): _check_range(name, *pair, log=name in self.log)
-        self.low, self.high = torch.tensor([[float(a), float(b)] for a, b in pairs], dtype=torch.float64).T.contiguous()
+        pairs = [_check_range(name, pair, log=name in self.log) for name, pair in zip(self.names, pairs, strict=True)]
+        self.low, self.high = torch.tensor(pairs, dtype=torch.float64).T.contiguous()
         self._log = torch.tensor([n in self.log for n in self.names])
 
     def sample(self, n, rng, method="uniform"):
@@ -150,7 +150,13 @@ class Box(Space):
         return torch.where(self._log, x.exp(), x).clamp(self.low, self.high)
 
     def validate(self, designs):
-        x = torch.as_tensor(np.asarray(designs) if not isinstance(designs, Tensor) else designs, dtype=torch.float64)
+        if isinstance(designs, pd.DataFrame):
+            if set(designs) != set(self.names):
+                raise DesignError(f"designs have the columns {list(designs)}; this box takes {self.names}. Missing: {listed(n for n in self.names if n not in designs)}; "
+                                  f"unknown: {listed(c for c in designs if c not in self.names)}.")
+            designs = designs[self.names].to_numpy(copy=True)
+        try: x = torch.as_tensor(designs if isinstance(designs, Tensor) else np.asarray(designs, dtype=float), dtype=torch.float64)
+        except (TypeError, ValueError): raise DesignError(f"designs={designs!r:.60} are not numbers; this box takes [n, {self.dim}] with fields {', '.join(self.names)}.") from None
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise DesignError(f"designs have shape {tuple(x.shape)}; this box takes [n, {self.dim}] with fields {', '.join(self.names)}.")
         slack = 1e-9 * (self.high - self.low)
@@ -169,10 +175,14 @@ class Box(Space):
         return {"bounds": {n: [float(a), float(b)] for n, a, b in zip(self.names, self.low, self.high, strict=True)},
                 "units": self.units, "log": list(self.log)}
 
-def _check_range(name: str, low: float, high: float, log: bool = False) -> None:
-    low, high = check_number(f"{name} low", low), check_number(f"{name} high", high)
+def _check_range(name: str, pair: Sequence[float], log: bool = False, integer: bool = False) -> tuple[float, float]:
+    "The two ends. Raises `ParameterError` for what is no pair of ascending finite numbers."
+    try: low, high = pair
+    except (TypeError, ValueError): raise ParameterError(f"bounds of {name!r} are {shown(pair)}; give two numbers, (low, high).") from None
+    low, high = check_number(f"{name} low", low, integer=integer), check_number(f"{name} high", high, integer=integer)
     if not low < high: raise ParameterError(f"bounds of {name!r} are ({low:g}, {high:g}); the first must be below the second.")
     if log and low <= 0: raise ParameterError(f"{name!r} is on a log scale, so its lower bound {low:g} must be positive.")
+    return low, high
 
 # %% ../../../nbs/core/spaces.ipynb #462eae5d
 @dataclass(frozen=True)
@@ -219,7 +229,8 @@ class Inequality:
     def check(self, fields: Mapping[str, Real | Integer | Choice]) -> None:
         "Raises `ParameterError` for a field that is unknown or not a number."
         for name in self.terms:
-            if isinstance(fields[check_choice("field of an inequality", name, fields)], Choice):
+            if name not in fields: raise ParameterError(f"the inequality {self} uses the field {name!r}, which the space lacks; its fields are {listed(fields)}.")
+            if isinstance(fields[name], Choice):
                 raise ParameterError(f"the inequality {self} uses {name!r}, which is a choice; only numbers can be weighed.")
 
     def gap(self, frame: pd.DataFrame) -> np.ndarray:
@@ -250,7 +261,7 @@ def _project(frame: pd.DataFrame, fields: Mapping, limits: Sequence[Inequality],
         u = v.clip(0, 1)
         owed[-1] = v - u
         if abs(u - before).max() < 1e-12: break
-    return frame.assign(**dict(zip(free, (low + u * width).T, strict=True)))
+    return frame.assign(**dict(zip(free, (low + u * width).clip(low, high).T, strict=True)))
 
 def _replace(frame: pd.DataFrame, rows: np.ndarray, new: pd.DataFrame) -> pd.DataFrame:
     "A table with some rows replaced, column by column, so that types stay."
@@ -265,30 +276,35 @@ class Mixed(Space):
     def __init__(self,
         fields: Mapping[str, Real | Integer | Choice],   # the fields, in order
         frozen: Mapping[str, Any] | None = None,         # fields held at a value; they stay in the design, not in the encoding
-        limits: Sequence[Inequality] = (),               # bounds between fields that every design keeps
+        limits: Sequence[Inequality] | Inequality = (),  # bounds between fields that every design keeps
     ):
-        self.fields, self.frozen, self.limits = dict(fields), dict(frozen or {}), tuple(limits)
+        self.fields, self.frozen, self.limits = dict(fields), dict(frozen or {}), (limits,) if isinstance(limits, Inequality | str) else tuple(limits)
         if not self.fields: raise ParameterError("fields is empty; a mixed space needs at least one field.")
         for name, f in self.fields.items():
             if not isinstance(f, Real | Integer | Choice): raise ParameterError(f"field {name!r} is {f!r}; use Real, Integer or Choice.")
-            if not isinstance(f, Choice): _check_range(name, f.low, f.high, log=getattr(f, "log", False))
+            if not isinstance(f, Choice): _check_range(name, (f.low, f.high), getattr(f, "log", False), isinstance(f, Integer))
         for name, value in self.frozen.items():
             check_choice("frozen", name, self.fields)
-            self._column(name, pd.Series([value]))
+            _, bad, allowed = self._allowed(name, pd.Series([value]))
+            if bad.any(): raise ParameterError(f"field {name!r} cannot be frozen at {shown(value)}, which it does not have; its values are {allowed}.")
         self.free = {n: f for n, f in self.fields.items() if n not in self.frozen}
         self.widths = {n: len(f.options) if isinstance(f, Choice) else 1 for n, f in self.free.items()}
         self.dim = sum(self.widths.values())
-        for rule in self.limits: rule.check(self.fields)
+        for rule in self.limits:
+            if not isinstance(rule, Inequality): raise ParameterError(f"limits hold {rule!r}; write each as an Inequality, such as Inequality({{'a': 1, 'b': -0.5}}, '<=', 0).")
+            rule.check(self.fields)
 
-    def _column(self, name: str, column: pd.Series) -> pd.Series:
+    def _allowed(self, name: str, column: pd.Series) -> tuple[pd.Series, pd.Series, str]:
+        "A column with its numbers as numbers, which rows the field does not have, and which it has, in words."
+        f = self.fields[name]
+        if isinstance(f, Choice): return column, ~column.isin(f.options), f"one of [{listed(f.options)}]"
+        column = pd.to_numeric(column, errors="coerce")
+        bad, allowed = ~column.between(f.low, f.high), f"within [{f.low:g}, {f.high:g}]{' ' + f.unit if f.unit else ''}"
+        return (column, bad | (column != column.round()), f"a whole number {allowed}") if isinstance(f, Integer) else (column, bad, allowed)
+
+    def _column(self, name: str, given: pd.Series) -> pd.Series:
         "One checked column; raises `DesignError` with row, field, value and what is allowed."
-        f, given = self.fields[name], column
-        if isinstance(f, Choice):
-            bad, allowed = ~column.isin(f.options), f"one of [{listed(f.options)}]"
-        else:
-            column = pd.to_numeric(column, errors="coerce")
-            bad, allowed = ~column.between(f.low, f.high), f"within [{f.low:g}, {f.high:g}]{' ' + f.unit if f.unit else ''}"
-            if isinstance(f, Integer): bad, allowed = bad | (column != column.round()), f"a whole number {allowed}"
+        f, (column, bad, allowed) = self.fields[name], self._allowed(name, given)
         if name in self.frozen: bad, allowed = bad | (column != self.frozen[name]), f"{shown(self.frozen[name])} (frozen)"
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
@@ -296,7 +312,8 @@ class Mixed(Space):
         return column.astype(np.int64) if isinstance(f, Integer) else column.astype(float) if isinstance(f, Real) else column
 
     def validate(self, designs):
-        frame = designs if isinstance(designs, pd.DataFrame) else pd.DataFrame(designs)
+        try: frame = designs if isinstance(designs, pd.DataFrame) else pd.DataFrame(designs)
+        except (TypeError, ValueError): raise DesignError(f"designs={designs!r:.60} are no table; give a DataFrame or records with the fields {list(self.fields)}.") from None
         missing = [n for n in self.fields if n not in frame]
         if missing: raise DesignError(f"designs lack the field(s) {missing}; found {list(frame.columns)}, needed {list(self.fields)}.")
         frame = pd.DataFrame({n: self._column(n, frame[n].reset_index(drop=True)) for n in self.fields})
@@ -333,7 +350,7 @@ class Mixed(Space):
             if isinstance(f, Choice): columns[name] = [f.options[i] for i in np.minimum((u * len(f.options)).astype(int), len(f.options) - 1)]
             elif isinstance(f, Integer): columns[name] = np.minimum(f.low + (u * (f.high - f.low + 1)).astype(np.int64), f.high)
             elif f.log: columns[name] = np.clip(np.exp(math.log(f.low) + u * math.log(f.high / f.low)), f.low, f.high)
-            else: columns[name] = f.low + u * (f.high - f.low)
+            else: columns[name] = np.clip(f.low + u * (f.high - f.low), f.low, f.high)        # 0.3 + 1.0 * (0.9 - 0.3) is more than 0.9
         return pd.DataFrame(columns)
 
     def encode(self, designs):
@@ -342,7 +359,7 @@ class Mixed(Space):
             if isinstance(f, Choice): parts.append((frame[name].to_numpy()[:, None] == np.array(f.options, dtype=object)).astype(float)); continue
             value = frame[name].to_numpy(float)
             u = np.log(value / f.low) / math.log(f.high / f.low) if getattr(f, "log", False) else (value - f.low) / (f.high - f.low)
-            parts.append(u[:, None])
+            parts.append(u.clip(0, 1)[:, None])
         return torch.as_tensor(np.concatenate(parts, axis=1)) if parts else torch.zeros(len(frame), 0, dtype=torch.float64)
 
     def decode(self, encoded):
@@ -354,7 +371,7 @@ class Mixed(Space):
             if isinstance(f, Choice): columns[name] = [f.options[i] for i in block.argmax(1)]
             elif isinstance(f, Integer): columns[name] = np.rint(f.low + u * (f.high - f.low)).astype(np.int64)
             elif f.log: columns[name] = np.clip(f.low * (f.high / f.low) ** u, f.low, f.high)
-            else: columns[name] = f.low + u * (f.high - f.low)
+            else: columns[name] = np.clip(f.low + u * (f.high - f.low), f.low, f.high)
         return self._within_limits(pd.DataFrame(columns))
 
     def _within_limits(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -419,6 +436,7 @@ class Sequences(Space):
 
     def validate(self, designs):
         if isinstance(designs, list | tuple) and designs and isinstance(designs[0], str): return self.from_strings(designs)
+        if isinstance(designs, str): raise DesignError(f"designs is one string ({designs[:30]!r}); give a list of strings.")
         x = torch.as_tensor(designs)
         if x.ndim != 2 or x.shape[1] != self.length or x.is_floating_point():
             raise DesignError(f"designs have shape {tuple(x.shape)} and type {x.dtype}; this space takes whole numbers [n, {self.length}], "
