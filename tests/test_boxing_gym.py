@@ -118,6 +118,11 @@ def test_too_few_draws_are_refused(options, name):
     with pytest.raises(ParameterError, match=name): expected_information(Line(), [[1.0]], np.zeros((10, 1)), **options)
 
 
+@pytest.mark.parametrize("estimate", [eig_nmc, expected_information, lambda m, x, p: eig_enumerated(Counts(), x, p, range(5))])
+def test_designs_without_rows_are_refused(estimate):
+    with pytest.raises(ParameterError, match=r"x has shape \(3,\); encoded designs are \[D, p\]"): estimate(Line(), [1.0, 2.0, 3.0], np.zeros((10, 1)))
+
+
 def test_small_things_of_particles():
     with pytest.raises(ParameterError, match="at least 2"): eig_nmc(Line(), [[1.0]], np.zeros((1, 1)))
     with pytest.raises(ParameterError, match="sum to"): eig_enumerated(Counts(), [[1.0]], np.zeros((3, 1)), range(4))

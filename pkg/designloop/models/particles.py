@@ -198,6 +198,12 @@ class Information:
 
     def __len__(self) -> int: return len(self.value)
 
+def _encoded(x: np.ndarray) -> np.ndarray:
+    "Encoded designs as float [D, p]. Raises `ParameterError` for another shape."
+    x = np.asarray(x, float)
+    if x.ndim != 2: raise ParameterError(f"x has shape {x.shape}; encoded designs are [D, p], one row each, so write x[:, None] for designs of one number.")
+    return x
+
 def eig_nmc(
     model: GenerativeModel,
     x: np.ndarray,                        # encoded designs [D, p]
@@ -209,7 +215,7 @@ def eig_nmc(
 ) -> Information:
     "Nested Monte Carlo estimate and contrastive bound for all designs at once. Raises `ParameterError`."
     n_outer, n_inner = check_number("n_outer", n_outer, 2, integer=True), check_number("n_inner", n_inner, 1, integer=True)
-    x, size = np.atleast_2d(np.asarray(x, float)), len(particles)
+    x, size = _encoded(x), len(particles)
     if size < 2: raise ParameterError(f"particles holds {size}; inner draws must differ from the outer one, so at least 2 are needed.")
     rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
     outer = (np.arange(n_outer) * size // n_outer + rng.integers(size)) % size if n_outer <= size else rng.integers(size, size=n_outer)
@@ -239,7 +245,7 @@ def eig_enumerated(
     outcomes: Sequence,                   # every value an outcome can take
 ) -> Information:                         # exact for these particles
     "EIG by summing over all outcomes. Raises `ParameterError` if their probabilities do not sum to one."
-    x = np.atleast_2d(np.asarray(x, float))
+    x = _encoded(x)
     p = np.exp(np.stack([model.loglik(particles[None], x[:, None], np.asarray(o, float)) for o in outcomes], -1))      # [D, S, outcomes]
     if np.abs(p.sum(-1) - 1).max() > 1e-6: raise ParameterError(f"the {len(outcomes)} outcomes have probabilities that sum to {p.sum(-1).min():.4g}; list every outcome once.")
     mixed = p.mean(1)
@@ -271,7 +277,7 @@ def expected_information(
     some = particles[np.linspace(0, len(particles) - 1, min(n_outer, len(particles))).astype(int)]
     if getattr(model, "outcomes", None): found = eig_enumerated(model, x, some, model.outcomes)
     elif getattr(model, "noiseless", False):
-        found = eig_entropy(model.sample_obs(some[None], np.asarray(x, float)[:, None], np.random.default_rng(0)))
+        found = eig_entropy(model.sample_obs(some[None], _encoded(x)[:, None], np.random.default_rng(0)))
     else: found = eig_nmc(model, x, particles, n_outer, n_inner, rng)
     if settled is None or not settled.any(): return found
     return Information(*(np.where(settled, 0.0, v) for v in (found.value, found.se, found.lower)), found.n_outer, found.n_inner, found.method)
