@@ -10,7 +10,7 @@ import torch
 from designloop.core.data import known_file, locate
 from designloop.core.diversity import Gower, mean_pairwise
 from designloop.core.errors import DataMissing, DesignError, OutcomeError, ParameterError, StateError
-from designloop.core.spaces import Box, Choice, Integer, Mixed, Real
+from designloop.core.spaces import Box, Choice, Inequality, Integer, Mixed, Real
 from designloop.lm.retrieval import minilm_embedder
 from designloop.optimizers.counterfactual_views import TradeOffExplorer, resemble, suggestion_table
 from designloop.optimizers.counterfactuals import ClassTarget, DesignQuery, Minimize, MultiObjectiveCounterfactuals, RangeTarget, dtai, violations
@@ -151,6 +151,87 @@ def test_a_category_that_is_no_longer_offered():
     assert set(mcd.search(5, seed=0).sample(5)["m"]) <= {"p", "q"}
 
 
+WING = {"span": Real(0.5, 3), "ribs": Integer(2, 20), "skin": Choice(("alu", "cfrp", "ply")), "skin_t": Real(0.5, 5)}
+QUERY = {"span": 1.0, "ribs": 4, "skin": "alu", "skin_t": 2.0}
+
+
+def wing_load(d): return pd.DataFrame({"load": d["skin_t"]**2 * d["ribs"] / d["span"] * d["skin"].map({"alu": 1, "cfrp": 2, "ply": 0.3}).astype(float)})
+
+
+def wing(space=None, query=None, frozen=(), predict=wing_load, X=None, Y=None, **options):
+    X = Mixed(WING).sample(200, np.random.default_rng(0)) if X is None else X
+    ask = DesignQuery(query or QUERY, RangeTarget("load", low=12), frozen)
+    return MultiObjectiveCounterfactuals(space or Mixed(WING), X, wing_load(X) if Y is None else Y, predict, ask, pop_size=30, **options)
+
+
+@pytest.mark.parametrize("init", ["dataset", "random"])
+@pytest.mark.parametrize("limits", [[Inequality({"ribs": 1, "skin_t": 2}, "<=", 12)],
+                                    [Inequality({"span": 1, "skin_t": 1}, "<=", 4), Inequality({"span": 1, "skin_t": 1}, ">=", 3), Inequality({"ribs": 1, "span": -1}, "<=", 7)]])
+def test_every_design_keeps_the_limits_of_the_space(limits, init):
+    space = Mixed(WING, limits=limits)
+    asked = []
+    mcd = quietly(lambda: wing(space, init=init, predict=lambda d: asked.append(d) or wing_load(d)))
+    candidates = mcd.search(15, seed=0)
+    space.validate(candidates.designs)
+    space.validate(pd.concat(asked))                                         # the predictor is not even asked about others
+    table = candidates.sample(10)
+    assert len(table) == 10 and (table["load"] >= 12).all() and (candidates.changed[candidates.satisfied].sum(1) == 1).any(), "fields still return to the query exactly"
+
+
+def test_frozen_fields_do_not_move_for_a_limit():
+    space = Mixed(WING, limits=[Inequality({"ribs": 1, "skin_t": 2}, "<=", 12)])
+    candidates = quietly(lambda: wing(space, frozen="ribs").search(10, seed=0))
+    space.validate(candidates.designs)
+    assert (candidates.designs["ribs"] == 4).all() and len(candidates)
+    with pytest.raises(ParameterError, match=r"no design can be suggested with \{'ribs': 20\} held.*limits"): quietly(lambda: wing(space, {**QUERY, "ribs": 20}, "ribs"))
+
+
+def test_a_query_that_breaks_a_limit_is_said_and_not_suggested():
+    space = Mixed(WING, limits=[Inequality({"ribs": 1, "skin_t": 2}, "<=", 12)])
+    with pytest.warns(UserWarning, match="the query breaks a limit") as said: mcd = wing(space, {**QUERY, "ribs": 18})
+    candidates = mcd.search(5, seed=0)
+    space.validate(candidates.designs)
+    assert len(said) == 2 and candidates.changed.any(1).all()                # the other is about rows of the data
+
+
+def test_what_the_space_freezes_stays():
+    space = Mixed(WING, frozen={"skin": "alu"})
+    candidates = wing(space).search(5, seed=0)
+    space.validate(candidates.designs)
+    with pytest.raises(DesignError, match="x_query has skin='ply', but the space is frozen at skin='alu'"): wing(space, {**QUERY, "skin": "ply"})
+    with pytest.raises(ParameterError, match="'skin' cannot be frozen at 'steel'.*'cfrp'"): wing(query={**QUERY, "skin": "steel"}, frozen=["skin"])
+
+
+def test_a_single_target_and_a_single_frozen_field_need_no_list():
+    query = DesignQuery(CASE.query, VALID, "x1")
+    assert query.targets == (VALID,) and query.frozen == ("x1",)
+    assert wing(Y=wing_load(Mixed(WING).sample(200, np.random.default_rng(0)))["load"]).outcomes.columns.tolist() == ["load"], "one outcome as a Series"
+
+
+def test_data_outside_the_space_are_counted():
+    X = Mixed(WING).sample(200, np.random.default_rng(0))
+    with pytest.warns(UserWarning, match=r"200 of 200 rows of dataset_X lie outside the space \(200 by 'span', such as [0-9.]+; allowed is within \[0.5, 3\]"):
+        wing(X=X.assign(span=1000 * X["span"]))
+    with pytest.warns(UserWarning, match=r"\d+ of 200 rows.*\d+ by a limit"): wing(Mixed(WING, limits=[Inequality({"ribs": 1}, "<=", 12)]))
+
+
+def test_predicted_classes_are_those_of_the_data():
+    ones = plane(predict=lambda d: CASE.predict(d).assign(valid=1))
+    with pytest.raises(OutcomeError, match="the class 1 for 'valid'; the data set writes its classes 'no', 'yes'"): ones.search(1)
+    odd = plane(predict=lambda d: CASE.predict(d).replace({"valid": {"no": "never"}}))
+    with pytest.warns(UserWarning, match="'never' for 'valid'") as said: odd.search(3, seed=0)
+    assert len(said) == 1, "said once"
+
+
+@pytest.mark.parametrize(("names", "says"), [
+    (dict(targets=[VALID, Minimize("proximity", lambda d: d["x1"])]), "a soft target with a function and a column of every result.*replace="),
+    (dict(targets=[VALID, Minimize("minus_x1", lambda d: d["x1"])]), "an outcome and a soft target with a function"),
+    (dict(targets=[VALID, Minimize("x1", lambda d: d["x1"])]), "a field and a soft target"),
+    (dict(Y=CASE.Y.assign(x1=CASE.X["x1"])), "'x1' names a field and an outcome"), (dict(Y=CASE.Y.assign(changes=1)), "'changes' names an outcome and a column of every result")])
+def test_no_name_has_two_meanings(names, says):
+    with pytest.raises(ParameterError, match=says): plane(**names)
+
+
 def test_features_without_range_are_harmless():
     X = CASE.X.assign(x2=0.0)
     mcd = MultiObjectiveCounterfactuals(CASE.space, X, CASE.predict(X), CASE.predict, DesignQuery({"x1": 0.0, "x2": 0.0}, [VALID]), pop_size=30)
@@ -197,6 +278,13 @@ def test_sampling_is_repeatable_and_tiny_diversity_does_not_underflow(found):
     assert len(found.sample(6, max_candidates=20)) == 6
 
 
+def test_quality_is_scaled_over_all_candidates(monkeypatch):
+    found, seen = plane().search(30, seed=0), []
+    monkeypatch.setattr("designloop.optimizers.counterfactuals.kdpp_sample", lambda kernel, n, rng: seen.append(np.sqrt(np.diag(kernel))) or np.arange(n))
+    for most in (20, 200): found.choose(5, diversity="kdpp", max_candidates=most)
+    assert len(found) > 200 and np.allclose(seen[0], seen[1][:20]), "how many are considered does not change their quality"
+
+
 def test_equal_scores_do_not_divide_by_zero(found):
     table = found.sample(5, w_proximity=0, w_manifold=0, w_sparsity=0)
     assert len(table) == 5
@@ -205,8 +293,8 @@ def test_equal_scores_do_not_divide_by_zero(found):
 def test_too_few_candidates_are_all_returned_with_a_notice():
     mcd = plane([RangeTarget("minus_x1", high=-1.05)])
     candidates = mcd.search(0, seed=0)
-    with pytest.warns(UserWarning, match="changed designs met every target") as said: table = candidates.sample(300)
-    assert len(table) == len(candidates) < 300 and "never" not in str(said[0].message)
+    with pytest.warns(UserWarning, match="changed designs met every target.*Ask for fewer, or search on for more") as said: table = candidates.sample(300)
+    assert len(table) == len(candidates) < 300 and "never" not in str(said[0].message) and "relax" not in str(said[0].message)
     with pytest.warns(UserWarning, match="include_dataset=False leaves out"): candidates.sample(300, include_dataset=False)
 
 
@@ -244,7 +332,9 @@ def test_dtai_and_its_sampling():
     (lambda: plane(frozen=["x3"]), "frozen"), (lambda: plane(frozen=["x1", "x2"]), "at least one free"), (lambda: plane([]), "targets is empty"),
     (lambda: plane(["valid"]), "RangeTarget"), (lambda: plane(X=CASE.X.head(3)), "pair up"), (lambda: plane(X=CASE.X.assign(x1=np.nan)), "finite"),
     (lambda: plane(init="best"), "init"), (lambda: plane(pop_size=1), "pop_size"), (lambda: plane().search(-1), "n_generations"), (lambda: plane().candidates(), "search"),
-    (lambda: DesignQuery(CASE.X.head(2), [VALID]), "one design"),
+    (lambda: DesignQuery(CASE.X.head(2), [VALID]), "one design"), (lambda: DesignQuery([1, 2], [VALID]), "x_query=[1, 2] is a list"),
+    (lambda: DesignQuery(CASE.query, "valid"), "'valid' is not known"),
+    (lambda: plane(query={**CASE.query, "colour": "red"}), "'colour'], which the space lacks"), (lambda: plane(X=CASE.X.to_numpy()), "dataset_X is a ndarray"),
     (lambda: MultiObjectiveCounterfactuals("box", CASE.X, CASE.Y, CASE.predict, DesignQuery(CASE.query, [VALID])), "Mixed")])
 def test_bad_questions_get_one_sentence(wrong, says):
     with pytest.raises((ParameterError, DesignError, StateError)) as error: wrong()

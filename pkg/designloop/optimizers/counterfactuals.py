@@ -65,18 +65,22 @@ class Minimize:
 
 @dataclass(frozen=True)
 class DesignQuery:
-    "A design and what it should become. Raises `ParameterError` without targets, or with two hard targets for one outcome."
+    "A design and what it should become. Raises `DesignError` for what is no design, `ParameterError` without targets or with two hard ones for one outcome."
     x_query: Mapping[str, Any] | pd.Series | pd.DataFrame                    # one design, value by field
-    targets: Sequence[RangeTarget | ClassTarget | Minimize]
-    frozen: Sequence[str] = ()                                               # fields that must not change
+    targets: Sequence[RangeTarget | ClassTarget | Minimize] | RangeTarget | ClassTarget | Minimize    # several, or one
+    frozen: Sequence[str] | str = ()                                         # fields that must not change, several or one
 
     def __post_init__(self):
-        x = self.x_query
+        x, kinds = self.x_query, (RangeTarget, ClassTarget, Minimize)
+        if not isinstance(x, Mapping | pd.Series | pd.DataFrame):
+            raise DesignError(f"x_query={shown(x)} is a {type(x).__name__}; give one design as a dict of field: value, or as a row of a table.")
         if isinstance(x, pd.DataFrame) and len(x) != 1: raise DesignError(f"x_query has {len(x)} rows; ask about one design at a time.")
         object.__setattr__(self, "x_query", {k: v.iloc[0] for k, v in x.items()} if isinstance(x, pd.DataFrame) else dict(x))
-        object.__setattr__(self, "targets", tuple(self.targets)); object.__setattr__(self, "frozen", tuple(self.frozen))
+        for name in ("targets", "frozen"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, (str, *kinds)) or not np.iterable(given) else tuple(given))
         for t in self.targets:
-            if not isinstance(t, RangeTarget | ClassTarget | Minimize): raise ParameterError(f"target {t!r} is not known; use RangeTarget, ClassTarget or Minimize.")
+            if not isinstance(t, kinds): raise ParameterError(f"target {t!r} is not known; use RangeTarget, ClassTarget or Minimize.")
         if not self.targets: raise ParameterError("targets is empty; say what the design should become, at least one target.")
         for kind, names in (("hard", [t.name for t in self.hard]), ("soft", [t.name for t in self.soft])):
             twice = next((n for n in names if names.count(n) > 1), None)
@@ -161,9 +165,11 @@ class RevertingMating(InfillCriterion):
         query: np.ndarray,               # value to return to [V]
         revertible: np.ndarray,          # fields that may return [V]; none switches the repair off
         seen: set,                       # bytes of designs evaluated before
+        mend: Callable = lambda x: x,    # children [n, V] -> children that keep the limits of the space [n, V]
     ):
         super().__init__(eliminate_duplicates=_NotSeen(seen))
         self.low, self.high, self.whole, self.choice, self.query, self.revertible = low, high, whole, choice, query, revertible
+        self.mend = mend
 
     def _do(self, problem, pop, n_offsprings, random_state=None, algorithm=None, **kw):
         rng, width, pairs = random_state, len(self.low), math.ceil(n_offsprings / 2)
@@ -184,10 +190,11 @@ class RevertingMating(InfillCriterion):
         x = np.where(redraw, np.floor(rng.random(x.shape) * (self.high + 1)), x)
         p = rng.beta(0.2, 0.5, (len(x), 1))
         back = self.revertible & (rng.random(x.shape) < p)
-        return Population.new("X", np.where(back, self.query, x) + 0.0)
+        return Population.new("X", self.mend(np.where(back, self.query, x) + 0.0))
 
 # %% ../../../nbs/optimizers/counterfactuals.ipynb #e490cfd1
 _BASE = ("proximity", "sparsity", "manifold")
+_COLUMNS = (*_BASE, "changes", "origin")       # what every table of suggestions holds
 
 class MultiObjectiveCounterfactuals:
     "Candidates for a design query by NSGA-II (MCD, Regenwetter et al. 2023). Raises `ParameterError`, `DesignError` or `OutcomeError` for what does not fit."
@@ -210,24 +217,50 @@ class MultiObjectiveCounterfactuals:
         self.query, self.predict, self.coder = query, predict, _Coder(self.space)
         self.pop_size, self.neighbours = check_number("pop_size", pop_size, 2, integer=True), check_number("neighbours", neighbours, 1, integer=True)
         self.init, self.revert = check_choice("init", init, ["dataset", "random"]), bool(revert)
-        self.replace = {check_choice("replace", k, _BASE): f for k, f in (replace or {}).items()}
+        self.replace, self.notes = {check_choice("replace", k, _BASE): f for k, f in (replace or {}).items()}, []
         self._take_data(dataset_X, dataset_Y)
         self._take_query()
         rows = seed_streams(0)["manifold"].permutation(len(self.data))[:check_number("manifold_rows", manifold_rows, 1, integer=True)]
         self.manifold = self.data[np.sort(rows)]
         self.algorithm = None
 
-    def _take_data(self, X: pd.DataFrame, Y: pd.DataFrame) -> None:
+    def _check_names(self, outcomes: Sequence) -> None:
+        "Refuse a name with two meanings: a table of suggestions could not show both."
+        taken = {}
+        for role, names in (("a field", self.coder.names), ("an outcome", outcomes), ("a soft target with a function", [t.name for t in self.query.soft if t.function]),
+                            (f"a column of every result ({', '.join(_COLUMNS)})", _COLUMNS)):
+            for name in names:
+                if name in taken:
+                    hint = f"; replace={{{name!r}: …}} puts a function in the place of the base objective" if name in _BASE else ""
+                    raise ParameterError(f"{name!r} names {taken[name]} and {role}; tables could not tell the two apart, so give {taken[name]} another name{hint}.")
+                taken[name] = role
+
+    def _keeps(self, z: np.ndarray) -> np.ndarray:
+        "Which coded designs [n, F] keep the limits of the space, [n]; limits weigh numbers, and those are their own codes."
+        return self.space.within(pd.DataFrame(z, columns=self.coder.names))
+
+    def _take_data(self, X: pd.DataFrame, Y: pd.DataFrame | pd.Series) -> None:
+        Y = Y.to_frame() if isinstance(Y, pd.Series) else Y
+        for what, given in (("dataset_X", X), ("dataset_Y", Y)):
+            if not isinstance(given, pd.DataFrame): raise DesignError(f"{what} is a {type(given).__name__}; give a DataFrame with named columns, one row a design.")
         if not len(X) or len(X) != len(Y): raise DesignError(f"dataset_X has {len(X)} rows and dataset_Y {len(Y)}; they must pair up, at least one row.")
         self.data, self.outcomes = self.coder.encode(X, "dataset_X"), Y.reset_index(drop=True)
         self.gower = Gower(pd.DataFrame(self.data, columns=self.coder.names), [n for n, c in zip(self.coder.names, self.coder.choice, strict=True) if c])
+        self._check_names(list(Y))
+        outside, broken = ~self.coder.inside(self.data), ~self._keeps(self.data)
+        lost = int((outside.any(1) | broken).sum())
+        if lost:
+            where = [f"{int(bad.sum())} by {n!r}, such as {shown(X[n].iloc[int(bad.argmax())])}; allowed is {self.space._allowed(n, X[n])[2]}"
+                     for n, bad in zip(self.coder.names, outside.T, strict=True) if bad.any()] + [f"{int(broken.sum())} by a limit"] * bool(broken.any())
+            self._note(f"{lost} of {len(X)} rows of dataset_X lie outside the space ({', '.join(where)}), so that the search does not start from them; "
+                       "check the units, or widen the space")
         for t in self.query.hard: check_choice("target", t.name, list(Y))
         for t in self.query.soft:
             if t.function is None: check_choice("target", t.name, list(Y))
-        self.spread = {}
+        self.spread, self.classes = {}, {}
         for t in self.query.targets:
             if isinstance(t, ClassTarget):
-                known = sorted(set(Y[t.name]), key=str)
+                known = self.classes[t.name] = sorted(set(Y[t.name]), key=str)
                 unseen = [c for c in t.allowed if c not in known]
                 if unseen and len(known) > 20 and pd.api.types.is_numeric_dtype(Y[t.name]):
                     raise ParameterError(f"class {shown(unseen[0])} of target {t.name!r} is not in the data set, whose {len(known)} values from {min(known):g} to {max(known):g} "
@@ -239,14 +272,36 @@ class MultiObjectiveCounterfactuals:
                 self.spread[t.name] = float(Y[t.name].std(ddof=0)) or 1.0
 
     def _take_query(self) -> None:
-        self.z_query = self.coder.encode(pd.DataFrame([self.query.x_query]), "x_query")[0]
-        for name in self.query.frozen: check_choice("frozen", name, self.coder.names)
-        frozen = np.array([n in self.query.frozen or n in self.space.frozen for n in self.coder.names])
-        if frozen.all(): raise ParameterError("frozen holds all fields, so that nothing can change; leave at least one free.")
-        self.free, self.inside = np.flatnonzero(~frozen), self.coder.inside(self.z_query[None])[0]
-        self.notes = [f"the query's {n} = {shown(self.query.x_query[n])} lies outside the space, so that no candidate can return to it"
-                      for n, ok, f in zip(self.coder.names, self.inside, frozen, strict=True) if not ok and not f]
-        for note in self.notes: warnings.warn(note + ".", stacklevel=3)
+        x, names = self.query.x_query, self.coder.names
+        unknown = [n for n in x if n not in names]
+        if unknown: raise DesignError(f"x_query has the field(s) {unknown}, which the space lacks; leave them out, or add them to the space, whose fields are {names}.")
+        self.z_query = self.coder.encode(pd.DataFrame([x]), "x_query")[0]
+        for name in self.query.frozen: check_choice("frozen", name, names)
+        for n, held in self.space.frozen.items():
+            if x[n] != held: raise DesignError(f"x_query has {n}={shown(x[n])}, but the space is frozen at {n}={shown(held)}; ask about a design with that value, "
+                                               f"or take a space that does not freeze {n!r}.")
+        held = {n: x[n] for n in names if n in self.query.frozen or n in self.space.frozen}
+        if len(held) == len(names): raise ParameterError("frozen holds all fields, so that nothing can change; leave at least one free.")
+        self.inner = Mixed(self.space.fields, held, self.space.limits)            # all designs that may be suggested
+        self.free, self.inside = np.flatnonzero([n not in held for n in names]), self.coder.inside(self.z_query[None])[0]
+        for n, ok in zip(names, self.inside, strict=True):
+            if not ok: self._note(f"the query's {n} = {shown(x[n])} lies outside the space, so that no candidate can return to it")
+        if not self._keeps(self.z_query[None])[0]: self._note("the query breaks a limit of the space, so that every candidate differs from it in one of the fields limited")
+        back = np.clip(self.z_query, self.coder.low, self.coder.high)
+        self.back = np.where(self.coder.whole, np.rint(back), back)[self.free]   # values that fields return to [V]
+        try: self.start = self._mended(self.back[None])                          # [1, V]
+        except ParameterError as error: raise ParameterError(f"no design can be suggested with {held} held: {error}") from None
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text); warnings.warn(text + ".", stacklevel=4)
+
+    def _mended(self, x: np.ndarray) -> np.ndarray:
+        "Free fields [n, V], moved where they break a limit; what need not move keeps its value to the last digit."
+        z = self._full(x); bad = np.flatnonzero(~self._keeps(z))
+        if not len(bad): return x
+        moved = self.coder.encode(self.inner._within_limits(self.coder.decode(z[bad])), "repair")
+        z[bad] = np.where(np.abs(moved - z[bad]) <= 1e-12 * (self.coder.high - self.coder.low), z[bad], moved)
+        return z[:, self.free]
 
     def _full(self, x: np.ndarray) -> np.ndarray:
         "Free fields [n, V] with the frozen ones of the query, [n, F]."
@@ -267,9 +322,16 @@ def _predicted(self: MultiObjectiveCounterfactuals, designs: pd.DataFrame) -> pd
         if raw.ndim != 2 or raw.shape[1] != len(names): raise OutcomeError(f"predict returned shape {raw.shape} for {n} designs; expected ({n}, {len(names)}) for {names}.")
         frame = pd.DataFrame(raw, columns=names)
     if len(frame) != n: raise OutcomeError(f"predict returned {len(frame)} rows for {n} designs.")
-    for name in {t.name for t in self.query.targets} & set(names):
+    for name in [t.name for t in self.query.targets if t.name in names]:
         bad = np.flatnonzero(frame[name].isna() if name not in self.spread else ~np.isfinite(pd.to_numeric(frame[name], errors="coerce").to_numpy(float)))
         if len(bad): raise OutcomeError(f"predict returned {shown(frame[name].iloc[bad[0]])} for {name!r} of design {bad[0]}; return a finite number or a class.")
+        known = self.classes.get(name, [])
+        new = [v for v in dict.fromkeys(frame[name]) if v not in known] if known else []
+        if not new: continue
+        if all(isinstance(new[0], str) != isinstance(v, str) for v in known):
+            raise OutcomeError(f"predict returned the class {shown(new[0])} for {name!r}; the data set writes its classes {listed(known)}. Return them as they are written there.")
+        self._note(f"predict returned {listed(new)} for {name!r}, which the data set does not know as a class; it counts as a target that is not met")
+        self.classes[name] = known + new                                   # said once
     return frame
 
 def _scores(self: MultiObjectiveCounterfactuals, z: np.ndarray, designs: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
@@ -300,12 +362,10 @@ MultiObjectiveCounterfactuals._objectives = lambda self, scores: scores.to_numpy
 def _start(self: MultiObjectiveCounterfactuals, seed: int) -> None:
     "First population: the fitting part of the data set, or random designs, and the query."
     self.archive, self.seen, self.seed, self.generation = [], set(), seed, 0
-    low, high = self.coder.low[self.free], self.coder.high[self.free]
-    start = np.clip(self.z_query[self.free], low, high)
-    start = np.where(self.coder.whole[self.free], np.rint(start), start)[None]
+    low, high, start = self.coder.low[self.free], self.coder.high[self.free], self.start
     held = np.setdiff1d(np.arange(len(self.z_query)), self.free)
     if self.init == "dataset":
-        fits = self.coder.inside(self.data)[:, self.free].all(1) & (self.data[:, held] == self.z_query[held]).all(1)
+        fits = self._keeps(self.data) & self.coder.inside(self.data)[:, self.free].all(1) & (self.data[:, held] == self.z_query[held]).all(1)
         x, y = self.data[fits][:, self.free], self.outcomes[fits].reset_index(drop=True)
         first = np.sort(np.unique(x, axis=0, return_index=True)[1]) if len(x) else np.zeros(0, dtype=int)
         x, y = x[first], y.iloc[first].reset_index(drop=True)
@@ -315,12 +375,12 @@ def _start(self: MultiObjectiveCounterfactuals, seed: int) -> None:
         origin = ["data set"] * (len(x) - new) + ["query"] * new
     else:
         rng = seed_streams(derive_seed(seed, "counterfactuals") % 2**31)["init"]
-        sample = self.coder.encode(Mixed(self.space.fields).sample(self.pop_size, rng), "sample")[:, self.free]
+        sample = self.coder.encode(self.inner.sample(self.pop_size, rng), "sample")[:, self.free]
         x, y, origin = np.unique(np.concatenate([start, sample]), axis=0), None, "search"
     x = np.ascontiguousarray(x)
     problem = PymooProblem(n_var=len(self.free), n_obj=len(_BASE) + len(self.query.soft), n_ieq_constr=len(self.query.hard), xl=low, xu=high)
     revertible = (self.inside & self.revert)[self.free]
-    mating = RevertingMating(low, high, self.coder.whole[self.free], self.coder.choice[self.free], start[0], revertible, self.seen)
+    mating = RevertingMating(low, high, self.coder.whole[self.free], self.coder.choice[self.free], self.back, revertible, self.seen, self._mended)
     self.algorithm = NSGA2(pop_size=self.pop_size, sampling=Population.new("X", x), mating=mating, eliminate_duplicates=_NotSeen(set()))
     self.algorithm.tournament = NSGA2().mating.selection
     self.algorithm.setup(problem, termination=NoTermination(), seed=derive_seed(seed, "nsga2") % 2**32, verbose=False)
@@ -400,8 +460,9 @@ class CandidateSet:
         counts = [f"{t.name!r} {int((self.missed[:, j] <= 0).sum())}" for j, t in enumerate(self.query.hard)]
         never = [t.name for j, t in enumerate(self.query.hard) if not (self.missed[:, j] <= 0).any()]
         hint = f"no design met {', '.join(map(repr, never))}" if never else "each target was met, but never all by one changed design"
-        if len(self): hint = f"{len(self)} changed designs met every target"
-        return f"{hint}; how many of {len(self.codes)} met each: {', '.join(counts) or 'there are no hard targets'}. Search on, or relax a target."
+        out = "Search on, or relax a target."
+        if len(self): hint, out = f"{len(self)} changed designs met every target", "Ask for fewer, or search on for more."
+        return f"{hint}; how many of {len(self.codes)} met each: {', '.join(counts) or 'there are no hard targets'}. {out}"
 
 # %% ../../../nbs/optimizers/counterfactuals.ipynb #c44050c8
 def _weights(**weights: float) -> dict[str, float]:
@@ -446,8 +507,8 @@ def _choose(self: CandidateSet,
     order = np.argsort(s, kind="stable")
     if len(rows) <= n or n == 1 or not w["w_diversity"]: return rows[order[:n]]
     limit = check_number("max_candidates", max_candidates if max_candidates is not None else 25_000 if diversity == "greedy" else 1000, n, integer=True)
-    rows, s = rows[order[:limit]], s[order[:limit]]
-    with np.errstate(divide="ignore"): log_q = np.log1p(-(s - s[0]) / (np.ptp(s) or 1.0)) / w["w_diversity"]
+    with np.errstate(divide="ignore"): log_q = np.log1p(-(s - s.min()) / (np.ptp(s) or 1.0)) / w["w_diversity"]       # over all, before any are left out
+    rows, log_q = rows[order[:limit]], log_q[order[:limit]]
     z = self.codes[rows]
     if diversity == "greedy": picked = farthest_points(lambda i: self.gower.between(z[i], z), len(rows), n, log_q)
     else:
