@@ -528,22 +528,34 @@ def to_single_task_gp(gp: GaussianProcess) -> Any:
 
 # %% ../../../nbs/models/surrogates.ipynb #d99a9bab
 class ProcessStack:
-    "Fitted processes on the same designs, asked together; those of one form in one batch."
+    "Fitted processes on designs of one space, asked together; those of one form and the same data in one batch."
 
     def __init__(self,
         processes: Sequence[GaussianProcess],      # fitted; at least one
     ):
-        self.processes = list(processes)
-        first, self._one = self.processes[0], None
+        self.processes, self._parts = list(processes), []
         def form(p: GaussianProcess) -> tuple: return type(p), p.groups, p._form.kernel, p._form.warp, p._form.noise, p._theta.shape
-        if type(first) is GaussianProcess and all(form(p) == form(first) and torch.equal(p.X, first.X) for p in self.processes):
-            self._one = copy.copy(first)
-            for name in ("_theta", "_inverse", "_alpha", "_level"): setattr(self._one, name, torch.cat([getattr(p, name) for p in self.processes]))
-            self._one.centre, self._one.scale = 0.0, 1.0
+        alike: list[list[int]] = []
+        for i, p in enumerate(self.processes):
+            part = next((k for k in alike if type(p) is GaussianProcess and form(p) == form(q := self.processes[k[0]]) and torch.equal(p.X, q.X)), None)
+            if part is None: alike.append(part := [])
+            part.append(i)
+        for at in alike:
+            members = [self.processes[i] for i in at]
+            one = copy.copy(members[0])
+            if len(at) > 1:
+                for name in ("_theta", "_inverse", "_alpha", "_level"): setattr(one, name, torch.cat([getattr(p, name) for p in members]))
+                one.centre, one.scale = 0.0, 1.0
+            self._parts.append((at, members, one))
 
     def posterior(self, X: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and variance [K, ..., m] of K processes at encoded designs X [..., m, d]; what `GaussianProcess.posterior` says of each."
-        if self._one is None: return tuple(torch.stack(v) for v in zip(*(p.posterior(X) for p in self.processes), strict=True))
-        def unit(name: str) -> Tensor: return torch.tensor([getattr(p, name) for p in self.processes], dtype=torch.float64).reshape(-1, *[1] * (X.ndim - 1))
-        mean, variance = (v.reshape(len(self.processes), -1, *v.shape[1:]) for v in self._one.posteriors(X))
-        return unit("centre") + unit("scale") * mean.mean(1), unit("scale")**2 * (variance.mean(1) + mean.var(1, correction=0))
+        found: list = [None] * len(self.processes)
+        for at, members, one in self._parts:
+            if len(at) == 1: found[at[0]] = one.posterior(X); continue
+            def unit(name: str, members: list = members) -> Tensor:
+                return torch.tensor([getattr(p, name) for p in members], dtype=torch.float64).reshape(-1, *[1] * (X.ndim - 1))
+            mean, variance = (v.reshape(len(members), -1, *v.shape[1:]) for v in one.posteriors(X))
+            mean, variance = unit("centre") + unit("scale") * mean.mean(1), unit("scale")**2 * (variance.mean(1) + mean.var(1, correction=0))
+            for k, i in enumerate(at): found[i] = mean[k], variance[k]
+        return tuple(torch.stack(v) for v in zip(*found, strict=True))
