@@ -15,25 +15,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .errors import DataCorrupt, OutcomeError, ParameterError, StateError, check_number
-from .problems import Outcomes, Problem, feasible
+from .problems import FAILED, Outcomes, Problem, failed, feasible
 from .seeds import seed_streams
 from .spaces import concat, n_designs, take
-from .trials import INITIAL, Trials
+from .trials import INITIAL, Trials, _axis, _distance, _true_values
 
 # %% auto #0
-__all__ = ['Optimizer', 'LoopEvent', 'optimize']
+__all__ = ['Optimizer', 'LoopEvent', 'optimize', 'inference_regret']
 
 # %% ../../../nbs/core/loop.ipynb #bac7a112
 class Optimizer(ABC):
     "Proposes designs and hears how they did. Subclasses implement `ask`; those that keep a model also `predict`, and `recommend` where it knows better."
     name = "optimizer"
     fidelities: tuple[float, ...] | None = None    # those it can be told about; None: the true one only
+    takes_failures = False                         # may the objective be NaN where a constraint is violated?
     fidelity: float | None = None                  # at which the designs asked for last shall be measured; None: the true one
 
     def __init__(self,
@@ -52,9 +54,16 @@ class Optimizer(ABC):
     def tell(self, designs: Any, outcomes: Outcomes) -> None:
         "Remember designs and their outcomes. Raises `DesignError`, or `OutcomeError` if the two do not pair up."
         designs = self.space.validate(designs)
-        if not isinstance(outcomes, Outcomes): raise OutcomeError(f"outcomes is a {type(outcomes).__name__}; pass what problem.evaluate returned.")
+        if not isinstance(outcomes, Outcomes): raise OutcomeError(f"outcomes is a {type(outcomes).__name__}; pass what problem.evaluate returned, or Outcomes(values, names) "
+                                                                  f"for what was measured by hand, with names such as {tuple(o.name for o in self.objectives)}.")
         if n_designs(designs) != len(outcomes): raise OutcomeError(f"{n_designs(designs)} designs came with {len(outcomes)} outcomes; they must pair up.")
-        if not torch.isfinite(outcomes.values).all(): raise OutcomeError("outcomes hold values that are not finite; leave those trials out.")
+        bad = ~torch.isfinite(outcomes.values)
+        if self.takes_failures and bad.any(): bad &= ~failed(self.objectives, self.constraints, outcomes)
+        if bad.any():
+            i, j = (int(k) for k in bad.nonzero()[0])
+            raise OutcomeError(f"row {i} has the value {float(outcomes.values[i, j])} for {outcomes.names[j]!r}, and {self.name} "
+                               f"{'takes NaN only for an objective where a constraint is violated' if self.takes_failures else 'takes no failures'}; "
+                               f"leave that trial out, or report {FAILED}.")
         outcomes[self.objectives[0].name]
         first = self.history_outcomes is None
         self.history_designs = designs if first else concat([self.history_designs, designs])
@@ -143,10 +152,14 @@ def _start(problem: Problem, optimizer: Optimizer, initial: Trials | int | None,
     elif initial is not None:
         designs = problem.space.sample(check_number("initial", initial, 1, integer=True), streams["data"])
         search.trials.append(designs, problem.evaluate(designs, rng=search.noise), INITIAL, "initial")
-    for level in dict.fromkeys(search.trials.fidelity.tolist()) if search.trials.fidelities else [None] * bool(len(search.trials)):
-        part = search.trials if level is None else search.trials.take(search.trials.fidelity == level)
-        _tell(optimizer, part.designs, part.outcomes, None if level == (problem.fidelities or [None])[-1] else level)
+    _tell_trials(optimizer, search.trials)
     return search
+
+def _tell_trials(optimizer: Optimizer, trials: Trials) -> None:
+    "Tell trials, one fidelity after the other."
+    for level in dict.fromkeys(trials.fidelity.tolist()) if trials.fidelities else [None] * bool(len(trials)):
+        part = trials if level is None else trials.take(trials.fidelity == level)
+        _tell(optimizer, part.designs, part.outcomes, None if level == (trials.fidelities or [None])[-1] else level)
 
 def _tell(optimizer: Optimizer, designs: Any, outcomes: Outcomes, fidelity: float | None) -> None:
     "Tell, with the fidelity if it is not the true one. Raises `ParameterError` if the optimizer knows the true one only."
@@ -209,3 +222,21 @@ def optimize(
     except Exception as e: e.trials = trials; raise
     finally: bar.close()
     return trials
+
+# %% ../../../nbs/core/loop.ipynb #a90c1f02
+def inference_regret(
+    trials: Trials,                    # of a problem whose optimum is known
+    optimizer: Optimizer,              # a fresh one, such as the one that searched; it is told the trials round by round
+    truth: Callable[[Any], Any],       # native designs [n] -> true values [n] of the first objective, such as `problem.true_value`; NaN for a design that is not allowed
+    by: str = "round",                 # index: "trial" (how many were told), "round", or cumulative "cost"
+) -> pd.Series:                        # after the initial data and after each round; NaN while too little was told for a recommendation
+    "Distance of the recommended design's true value to the optimum, after each round. Raises `StateError` for an optimizer that was told something before."
+    if len(optimizer): raise StateError(f"{optimizer!r} was told data before; pass a fresh optimizer.")
+    found, rounds = {}, trials.rounds
+    for r in dict.fromkeys(rounds.tolist()):
+        _tell_trials(optimizer, trials.take(rounds == r))
+        try: design = optimizer.recommend()
+        except StateError: design = None                    # too little was told
+        found[_axis(trials, by)[rounds == r][-1]] = np.nan if design is None else _true_values(truth, design)[0]
+    return _distance(trials, pd.Series(found, dtype=float).rename_axis(by))
+

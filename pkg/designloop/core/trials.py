@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,21 +130,36 @@ def _best(self: Trials, k: int = 1) -> pd.DataFrame:
     order = np.argsort(-u, kind="stable")
     return self.frame.iloc[[i for i in order if np.isfinite(u[i])][:k]]
 
-def _best_curve(self: Trials, by: str = "trial") -> pd.Series:
-    "Best value so far of the first objective, by trial number, round or cumulative cost; NaN until something is feasible."
+def _true_values(truth: Callable[[Any], Any], designs: Any) -> np.ndarray:
+    "What `truth` says of native designs [n], float64 [n]. Raises `ParameterError` for another shape."
+    values = np.asarray(truth(designs), dtype=float)
+    if values.shape != (n_designs(designs),): raise ParameterError(f"truth gave shape {values.shape} for {n_designs(designs)} designs; it must give one number a design.")
+    return values
+
+def _best_curve(self: Trials,
+    by: str = "trial",                               # index: "trial" number, "round" or cumulative "cost"
+    truth: Callable[[Any], Any] | None = None,       # native designs [n] -> true values [n], such as `problem.true_value`; None: as measured
+) -> pd.Series:
+    "Value of the first objective at the best measurement so far; NaN until something is feasible."
     u = np.maximum.accumulate(self.utilities)
     first = self.objectives[0]
-    values = self.outcomes[first.name].numpy()
+    values = self.outcomes[first.name].numpy() if truth is None else _true_values(truth, self.designs)
     holder = np.maximum.accumulate(np.where(self.utilities >= u, np.arange(len(u)), 0))
     curve = pd.Series(np.where(np.isfinite(u), values[holder], np.nan), index=pd.Index(_axis(self, by), name=by), name=first.name)
     return curve.groupby(level=0).last() if by == "round" else curve
 
-def _regret(self: Trials, by: str = "trial") -> pd.Series:
+def _regret(self: Trials,
+    by: str = "trial",                               # index: "trial" number, "round" or cumulative "cost"
+    truth: Callable[[Any], Any] | None = None,       # native designs [n] -> true values [n]; None: as measured, which noise makes too small
+) -> pd.Series:
     "Simple regret so far: distance of the best curve to the known optimum. Raises `ParameterError` where the optimum is unknown."
-    if self.optimum is None: raise ParameterError("the optimum of this problem is not known, so there is no regret; use best_curve().")
-    curve, first = self.best_curve(by), self.objectives[0]
-    reached = pd.Series(first.utility(torch.tensor(curve.to_numpy())).numpy(), index=curve.index, name="regret")
-    return float(first.utility(self.optimum)) - reached
+    return _distance(self, self.best_curve(by, truth))
+
+def _distance(trials: Trials, reached: pd.Series) -> pd.Series:
+    "How far values of the first objective are from the known optimum."
+    if trials.optimum is None: raise ParameterError("the optimum of this problem is not known, so there is no regret; use best_curve().")
+    first = trials.objectives[0]
+    return pd.Series((first.utility(trials.optimum) - first.utility(torch.tensor(reached.to_numpy()))).numpy(), index=reached.index, name="regret")
 
 def _plot(self: Trials, ax: Axes | None = None, by: str = "trial", label: str | None = None) -> Axes:
     "Every trial as a dot, the best so far as a line, the optimum dashed."
