@@ -146,6 +146,20 @@ def test_chunks_screening_and_archives():
     assert (run.reward_archive["reward"] > 0).all() and set(run.best_per_area()) <= set(ENV.reward_areas)
 
 
+@pytest.mark.parametrize("chunk_size", [66, 100, 104, 108, 109])
+def test_every_screening_is_finished_and_no_candidate_is_lost(chunk_size):
+    "In a chunk of 100 to 108 two candidates are screened, 132 evaluations: the chunk must not be closed before their sixth generation."
+    search = SERENE(ENV, POLICY, 3000, pop_size=50, chunk_size=chunk_size, seed=0)
+    h = search.run(progress=False).history
+    kept = []                                                                      # screened generations in a row
+    for phase in h.phase: kept.append((kept[-1] if kept else 0) + 1 if phase == "screen" else 0)
+    ends = [a for a, b, phase in zip(kept, kept[1:], h.phase[1:], strict=False) if a and not b and phase != "cut short"]
+    assert ends and all(n % 6 == 0 for n in ends)
+    assert search._made > 0 and (len(search.active) or "emit" in set(h.phase))
+    stored = len(search.reward_archive)
+    assert stored >= search._made + len(search.candidates)                         # whoever became a candidate is in R, and was screened or still waits
+
+
 def test_training_schedule_has_growing_intervals():
     search = make("taxons", 1100)
     search.run(progress=False)

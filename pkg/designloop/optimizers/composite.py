@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -27,10 +28,13 @@ from .acquisition import log_expected_improvement
 
 NODES, WEIGHTS = (torch.as_tensor(v) for v in np.polynomial.legendre.leggauss(32))
 OFFSET = 10.0                       # added to the objective, but not to the incumbent, by the released code of Wang et al.
+COMBINATIONS = 32                   # combinations of choices that get a start of the polish, at most
+FAR = 10.0                          # a target further outside the measurements than this many times their range is worth a warning
 LOOPS = {"ccbo": {}, "composite": {"feasibility": "none"}, "constrained": {"model": "loss"}, "vanilla": {"model": "loss", "feasibility": "none"}}
 
 # %% auto #0
-__all__ = ['NODES', 'WEIGHTS', 'OFFSET', 'LOOPS', 'target_improvement', 'log_target_improvement', 'CCBO', 'strategy']
+__all__ = ['NODES', 'WEIGHTS', 'OFFSET', 'COMBINATIONS', 'FAR', 'LOOPS', 'target_improvement', 'log_target_improvement', 'CCBO',
+           'strategy']
 
 # %% ../../../nbs/optimizers/composite.ipynb #5ffe0f84
 def target_improvement(
@@ -89,6 +93,7 @@ class CCBO(Optimizer):
         batch_rule: str = "average",         # "average" over the outcomes of the runs before, or "believer"
         acquisition: str = "ei",             # "ei": closed form, greedy; "qlogei", "qei": BoTorch, joint, slow
         candidates: int = 1024,              # quasi-random candidates per step
+        labels: Sequence[str] | None = None, # constraints that are yes or no, told as 1 and 0; None: those with bound 0.5, as in the laboratory
     ):
         super().__init__(problem, seed)
         if not isinstance(self.space, Box | Mixed): raise ParameterError(f"space is {self.space!r}; CCBO works on Box and Mixed spaces.")
@@ -102,7 +107,9 @@ class CCBO(Optimizer):
         self.incumbent = "any" if feasibility == "none" else check_choice("incumbent", incumbent, ["feasible", "any", "released"])
         self.batch_rule, self.acquisition = check_choice("batch_rule", batch_rule, ["average", "believer"]), check_choice("acquisition", acquisition, ["ei", "qlogei", "qei"])
         self.candidates = check_number("candidates", candidates, 16, integer=True)
-        self.target = self._scale(goal) if self.targeted else None
+        names = [c.name for c in self.constraints]
+        self.labels = [c.name for c in self.constraints if c.bound == 0.5] if labels is None else [check_choice("labels", n, names) for n in labels]
+        self.target, self._warned = self._scale(goal) if self.targeted else None, False
         self.groups = categorical_groups(self.space)
         self._models: tuple[int, GaussianProcess, FeasibilityClassifier | None] | None = None
 
@@ -111,15 +118,35 @@ class CCBO(Optimizer):
         return y.log() if self.transform == "log" else y
 
     def tell(self, designs, outcomes):
-        "As in every optimizer, except that a run that violates a constraint may have no measurement (NaN)."
+        """As in every optimizer, except that a run that violates a constraint may have no measurement (NaN). Raises `OutcomeError` for a label other than 0 and 1;
+        warns of a target far outside everything measured."""
         first = self.objectives[0].name
-        if not isinstance(outcomes, Outcomes) or not self._positive(outcomes[first]).isnan().any(): return super().tell(designs, outcomes)
-        y, ok, filled, at = outcomes[first], feasible(self.constraints, outcomes), outcomes.values.clone(), outcomes.names.index(first)
+        if not isinstance(outcomes, Outcomes): return super().tell(designs, outcomes)
+        for name in self.labels: self._label(name, outcomes[name])
+        y, ok, filled, at = self._positive(outcomes[first]), feasible(self.constraints, outcomes), outcomes.values.clone(), outcomes.names.index(first)
         if (y.isnan() & ok).any():
             raise _refused(int((y.isnan() & ok).nonzero()[0]), f"{first!r} is NaN although the run counts as usable; give the measurement, or mark the run as failed.")
         filled[y.isnan(), at] = 1.0
         super().tell(designs, Outcomes(filled, outcomes.names, outcomes.cost, outcomes.feedback))
-        self.history_outcomes.values[-len(y):, at][y.isnan()] = torch.nan
+        if y.isnan().any(): self.history_outcomes.values[-len(y):, at][y.isnan()] = torch.nan
+        self._near_the_target()
+
+    def _label(self, name: str, values: Tensor) -> None:
+        bad = ((values != 0) & (values != 1)).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            raise _refused(row, f"{name!r} is {float(values[row]):g}; it counts as a label (its bound is 0.5, or it is one of labels=), and a label is 1 (worked) or 0 (failed). "
+                                f"If it is a measured quantity, leave it out of labels, as in CCBO(problem, labels=[]).")
+
+    def _near_the_target(self) -> None:
+        "Warn, once, of a target that lies far outside everything measured."
+        y = self._data()[1] if self.targeted and not self._warned else torch.zeros(0)
+        y = y[y.isfinite()]
+        if len(y) < 2 or y.max() == y.min() or max(y.min() - self.target, self.target - y.max()) <= FAR * (y.max() - y.min()): return
+        self._warned, seen = True, self.history_outcomes[self.objectives[0].name]
+        seen = seen[seen.isfinite()]
+        warnings.warn(f"the target {self.objectives[0].goal:g} of {self.objectives[0].name!r} lies far outside the {len(seen)} values measured so far "
+                      f"({float(seen.min()):g} to {float(seen.max()):g}), so the model can only extrapolate; check the unit of the target, or measure nearer to it.", stacklevel=3)
 
     def _positive(self, y: Tensor) -> Tensor:
         if self.transform == "log" and (y <= 0).any():
@@ -136,13 +163,22 @@ class CCBO(Optimizer):
         n = check_number("n", n, 1, integer=True)
         if not len(self): return self.space.decode(self._sobol(n))
         x, y, ok, sized = self._data()
-        start = ok & sized if self.incumbent == "feasible" else sized
-        if sized.sum() < 2 or not start.any(): return self.space.decode(self._likely_to_work(n, x, ok))
+        start = self._counted(ok, sized)
+        if start.sum() < 2: return self.space.decode(self._likely_to_work(n, x, ok))
         if self.acquisition != "ei": return self.space.decode(self._joint(n))
         return self.space.decode(self._greedy(n, x, y, start))
 
+    def _counted(self, ok: Tensor, sized: Tensor) -> Tensor:
+        "Which runs count as reached [n]: usable ones with a measurement, or all with one."
+        return ok & sized if self.incumbent == "feasible" else sized
+
+    def _legal(self, x: Tensor) -> Tensor:
+        "Encoded designs [n, d], moved to where the limits between fields are kept."
+        return self.space.encode(self.space.decode(x)) if getattr(self.space, "limits", ()) else x
+
     def _sobol(self, n: int) -> Tensor:
-        "Encoded quasi-random designs [n, d]."
+        "Encoded quasi-random designs [n, d] within the limits."
+        if getattr(self.space, "limits", ()): return self.space.encode(self.space.sample(n, self.streams["proposer"], "sobol"))
         free = len(self.space.free) if isinstance(self.space, Mixed) else self.space.dim
         engine = qmc.Sobol(free, seed=self.streams["proposer"])
         unit = engine.random_base2(max(0, (n - 1).bit_length()))[:n]
@@ -151,10 +187,12 @@ class CCBO(Optimizer):
 
 # %% ../../../nbs/optimizers/composite.ipynb #a3e9f478
 def _fit(self: CCBO) -> tuple[GaussianProcess, FeasibilityClassifier | None]:
-    "Size model (or loss model) and classifier for everything told. Raises `StateError` below 2 measured runs."
+    "Size model (or loss model) and classifier for everything told. Raises `StateError` below 2 usable runs with a measurement (below 2 measured ones where failure is ignored)."
     if self._models is None or self._models[0] != len(self):
-        x, y, ok, sized = self._data() if len(self) else (torch.zeros(0, 1),) * 4
-        if sized.sum() < 2: raise StateError(f"{int(sized.sum())} run(s) with a measurement; a model of {self.objectives[0].name!r} needs at least 2.")
+        x, y, ok, sized = self._data() if len(self) else (torch.zeros(0, 1, dtype=torch.bool),) * 4
+        if (count := int(self._counted(ok, sized).sum())) < 2:
+            kind = "usable run(s)" if self.incumbent == "feasible" else "run(s)"
+            raise StateError(f"{count} {kind} with a measurement; a model of {self.objectives[0].name!r} needs at least 2. Tell more runs; ask() works before that.")
         if self.model == "loss" and self.targeted: y = -(y - self.target)**2
         gp = GaussianProcess(self.groups).fit(x[sized], y[sized])
         classifier = FeasibilityClassifier(self.groups).fit(x, ok.double()) if self.feasibility == "classifier" and self.constraints else None
@@ -243,7 +281,7 @@ def _around(self: CCBO, x: Tensor, n: int) -> Tensor:
     parent = x[torch.as_tensor(rng.integers(len(x), size=n))]
     step = torch.as_tensor(rng.standard_normal(parent.shape) * 10 ** rng.uniform(-2.5, -0.7, (n, 1)))
     step[:, [j for g in self.groups for j in g]] = 0
-    return (parent + step).clamp(0, 1)
+    return self._legal((parent + step).clamp(0, 1))
 
 def _polished(self: CCBO, value: _Step, x: Tensor) -> Tensor:
     "A few L-BFGS steps on the numbers of x [m, d], all rows at once."
@@ -259,7 +297,14 @@ def _polished(self: CCBO, value: _Step, x: Tensor) -> Tensor:
     found = minimize(loss, x[:, real].numpy().ravel(), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * (len(x) * len(real)), options={"maxiter": 8, "maxfun": 12})
     out = x.clone()
     out[:, real] = torch.as_tensor(found.x.reshape(len(x), -1))
-    return out
+    return self._legal(out)
+
+def _best_of_each(self: CCBO, x: Tensor, value: Tensor) -> list[int]:
+    "The best row of x [n, d] for every combination of choices; of more than `COMBINATIONS`, the best ones."
+    chosen = 1 - x[:, [j for g in self.groups for j in g]]                    # option 1 before option 2
+    kinds = torch.unique(chosen, dim=0, return_inverse=True)[1] if self.groups else torch.zeros(len(x), dtype=torch.long)
+    rows = torch.stack([torch.where(kinds == k, value, -torch.inf).argmax() for k in range(int(kinds.max()) + 1)])
+    return rows[value[rows].argsort(descending=True)[:COMBINATIONS].sort().values].tolist()
 
 def _greedy(self: CCBO, n: int, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
     "n encoded designs, chosen one after the other."
@@ -268,11 +313,9 @@ def _greedy(self: CCBO, n: int, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
     known, chosen = set(self.space.keys(self.history_designs)), []
     good = x[torch.argsort((y - self.target).abs() if self.targeted else (-y if self.objectives[0].goal == "maximize" else y))[:4]]
     pool = torch.cat([self._sobol(self.candidates), self._around(good, 64)])
-    kinds = pool[:, [j for g in self.groups for j in g]].argmax(1) if self.groups else torch.zeros(len(pool))
     for _ in range(n):
         with torch.no_grad(): value = step(pool)
-        first = {float(k): torch.where(kinds == k, value, -torch.inf).argmax().item() for k in kinds.unique()}
-        top = list(dict.fromkeys([*first.values(), *value.argsort(descending=True)[:3].tolist()]))
+        top = list(dict.fromkeys([*self._best_of_each(pool, value), *value.argsort(descending=True)[:3].tolist()]))
         polished = torch.cat([self._polished(step, pool[top]), pool[value.argsort(descending=True)[:16]]])
         with torch.no_grad(): order = step(polished).argsort(descending=True)
         keys = self.space.keys(self.space.decode(polished))
@@ -295,11 +338,11 @@ def _likely_to_work(self: CCBO, n: int, x: Tensor, ok: Tensor) -> Tensor:
         chosen.append(pool[best:best + 1])
     return torch.cat(chosen)
 
-CCBO._around, CCBO._polished, CCBO._greedy, CCBO._likely_to_work = _around, _polished, _greedy, _likely_to_work
+CCBO._around, CCBO._polished, CCBO._best_of_each, CCBO._greedy, CCBO._likely_to_work = _around, _polished, _best_of_each, _greedy, _likely_to_work
 
 # %% ../../../nbs/optimizers/composite.ipynb #87e6cc1f
 def _predict(self: CCBO, designs: Any) -> pd.DataFrame:
-    "Median and 90 % range of the first objective, and the chance of failure, for n designs. Raises `StateError` before 2 runs were measured."
+    "Median and 90 % range of the first objective, and the chance of failure, for n designs. Raises `StateError` before 2 usable runs were measured."
     if self.model == "loss" and self.targeted: raise StateError("model='loss' predicts distances, not the measurement; use model='composite'.")
     gp, classifier = self._fit()
     x = self.space.encode(designs)
@@ -317,7 +360,7 @@ def _recommend(self: CCBO) -> Any:
     that the classifier trusts most. Raises `StateError` before anything was told."""
     if not len(self): return super(CCBO, self).recommend()
     x, _, ok, sized = self._data()
-    if sized.sum() < 2 or not (ok & sized).any():
+    if self._counted(ok, sized).sum() < 2 or not (ok & sized).any():
         if (ok & sized).any() or self.feasibility == "none" or not self.constraints: return super(CCBO, self).recommend()
         return take(self.history_designs, [int(FeasibilityClassifier(self.groups).fit(x, ok.double()).probability(x).argmax())])
     gp, _ = self._fit()
@@ -341,13 +384,12 @@ def strategy(
     return made
 
 # %% ../../../nbs/optimizers/composite.ipynb #4c371e1b
-def _joint(self: CCBO, n: int) -> Tensor:
-    "n encoded designs that maximize BoTorch's (log) expected improvement of the batch."
+def _joint_value(self: CCBO, draws: int = 512) -> Any:
+    "BoTorch's (log) expected improvement of a batch [..., q, d], each draw weighed by the probability that the run works."
     from botorch.acquisition import GenericMCObjective, qExpectedImprovement, qLogExpectedImprovement
     from botorch.models.model import Model, ModelList
-    from botorch.optim import optimize_acqf_mixed
     from botorch.posteriors import GPyTorchPosterior
-    from botorch.sampling.get_sampler import get_sampler
+    from botorch.sampling import IIDNormalSampler, ListSampler, SobolQMCNormalSampler
     from gpytorch.distributions import MultivariateNormal
 
     class Latent(Model):
@@ -358,26 +400,32 @@ def _joint(self: CCBO, n: int) -> Tensor:
 
     gp, classifier = self._fit()
     _, y, ok, sized = self._data()
-    best = self._best(y[ok & sized if self.incumbent == "feasible" else sized])
-    sign, offset = (-1.0 if self.objectives[0].goal == "minimize" else 1.0), OFFSET if self.acquisition == "qei" and classifier else 0.0
+    best = self._best(y[self._counted(ok, sized)])
+    sign, offset = (-1.0 if self.objectives[0].goal == "minimize" else 1.0), OFFSET if self.incumbent == "released" else 0.0
     def goodness(Z: Tensor, X: Tensor | None = None) -> Tensor:
         z = Z[..., 0]
         return offset + (-(z - self.target)**2 if self.targeted and self.model == "composite" else sign * z)
-    def broken(Z: Tensor) -> Tensor:
-        p = torch.special.ndtr(Z[..., 1])
-        return torch.log(1 - p + 1e-8) - torch.log(p + 1e-8)
+    def chance(Z: Tensor) -> Tensor: return torch.special.ndtr(Z[..., 1]).clamp_min(1e-8)
+    def broken(Z: Tensor) -> Tensor: return torch.special.log_ndtr(-Z[..., 1]) - torch.special.log_ndtr(Z[..., 1])
     model = ModelList(gp.botorch, Latent()) if classifier else gp.botorch
-    kind = qLogExpectedImprovement if self.acquisition == "qlogei" else qExpectedImprovement
-    d, corners = gp.X.shape[1], [{}]
+    sizes, hidden = (kind(torch.Size([draws]), seed=int(self.streams["joint"].integers(2**31))) for kind in (SobolQMCNormalSampler, IIDNormalSampler))
+    sampler = ListSampler(sizes, hidden) if classifier else sizes            # seeds differ, or size and failure would be drawn as one
+    if self.acquisition == "qlogei": kind, soft = qLogExpectedImprovement, {"constraints": [chance], "fat": [None]}      # None: the callable is the probability
+    else: kind, soft = qExpectedImprovement, {"constraints": [broken], "eta": 1.0}
+    return kind(model, -best**2 if self.targeted else best, sampler, GenericMCObjective(goodness), **(soft if classifier else {}))
+
+def _joint(self: CCBO, n: int) -> Tensor:
+    "n encoded designs that maximize BoTorch's acquisition."
+    from botorch.optim import optimize_acqf_mixed
+    d, corners = self.space.dim, [{}]
     if self.groups: corners = [{j: float(j == pick) for g, pick in zip(self.groups, picks, strict=True) for j in g} for picks in product(*self.groups)]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")                    # qEI warns that qLogEI is better, which is known here
         torch.manual_seed(int(self.streams["joint"].integers(2**31)))
         bounds = torch.stack([torch.zeros(d), torch.ones(d)]).double()
-        sampler = get_sampler(model.posterior(bounds), torch.Size([512]), seed=int(self.streams["joint"].integers(2**31)))
-        value = kind(model, offset - best**2 if self.targeted else best, sampler, GenericMCObjective(goodness), constraints=[broken] if classifier else None)
+        value = self._joint_value()
         options = {"batch_limit": 5, "maxiter": 400, "seed": int(self.streams["joint"].integers(2**31))}
         x, _ = optimize_acqf_mixed(value, bounds, q=n, num_restarts=10, raw_samples=512, fixed_features_list=corners, options=options)
     return x.detach()
 
-CCBO._joint = _joint
+CCBO._joint_value, CCBO._joint = _joint_value, _joint

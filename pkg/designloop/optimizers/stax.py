@@ -143,7 +143,7 @@ class STAX(NoveltySearch):
         return paid
 
     def _propose(self):
-        if self.left <= 0 or self.mode == "exploit" and not (self.active or self.running): self._next_chunk()
+        if not self.screening and (self.left <= 0 or self.mode == "exploit" and not self.active): self._next_chunk()
         if self.mode == "explore": return super()._propose()
         if not self.running: self.running = [self._choose()]
         batches = [e.ask() for e in self.running]
@@ -151,7 +151,7 @@ class STAX(NoveltySearch):
         return np.concatenate(batches)
 
     def _next_chunk(self) -> None:
-        "Close the chunk, choose the next one, and start screening if it exploits."
+        "Close the chunk, choose the next one, and start screening if it exploits. Never called while candidates are screened: the last of them may overrun the chunk."
         if self.mode: self.scheduler.learn((len(self.reward_archive) - self._chunk) / self.chunk_size)
         self.running = []
         self.mode = self.scheduler.choose(bool(len(self.candidates) or self.active), self.spent / self.budget, self.streams["scheduler"])

@@ -5,6 +5,8 @@
 # %% ../../../nbs/tasks/electrospray.ipynb #8c5bb21f
 from __future__ import annotations
 
+import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ __all__ = ['SOLVENTS', 'TARGETS', 'PLGA', 'COLUMNS', 'ElectrosprayTask', 'read_c
 
 # %% ../../../nbs/tasks/electrospray.ipynb #6b0d52b1
 class ElectrosprayTask(Problem):
-    "Hit a particle diameter with a simulated electrospray (Wang et al. 2025). Raises `ParameterError` for a target that is not positive."
+    "Hit a particle diameter with a simulated electrospray (Wang et al. 2025). Raises `ParameterError` for a target that is not positive; warns of one out of reach."
 
     def __init__(self,
         target: float = 18.0,       # wanted diameter, µm
@@ -38,6 +40,10 @@ class ElectrosprayTask(Problem):
                        "solvent": Choice(SOLVENTS)})
         super().__init__(f"electrospray-{target:g}um", space, Objective("diameter", goal=target, unit="µm"), [Constraint("feasible", ">=", 0.5)],
                          optimum=target)
+        corners = product((0.05, 5.0), (0.01, 60.0), (10.0, 18.0), SOLVENTS)                       # the diameter is monotone in each field, and these sprays work
+        sizes = self.diameter(pd.DataFrame(corners, columns=list(space.fields)))
+        if not sizes.min() <= target <= sizes.max():
+            warnings.warn(f"target={target:g} µm is outside of what this simulator can give, {sizes.min():.2f} to {sizes.max():.2f} µm; a search ends at the nearer end.", stacklevel=2)
 
     @staticmethod
     def diameter(designs: pd.DataFrame) -> np.ndarray:
@@ -80,7 +86,9 @@ def read_campaign(
     frame = path.reset_index(drop=True) if isinstance(path, pd.DataFrame) else pd.read_csv(path)
     missing = [c for c in ("round", *COLUMNS) if c not in frame]
     if missing: raise DataCorrupt(f"the campaign lacks the column(s) {missing}; found {list(frame.columns)}.")
-    task, frame = ElectrosprayTask(target), frame.rename(columns=COLUMNS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                      # what a laboratory can reach is not for the simulator to say
+        task, frame = ElectrosprayTask(target), frame.rename(columns=COLUMNS)
     frame["solvent"] = frame["solvent"].replace({0: SOLVENTS[0], 1: SOLVENTS[1], "0": SOLVENTS[0], "1": SOLVENTS[1]})
     label, size = (pd.to_numeric(frame[c], errors="coerce") for c in ("feasible", "diameter"))
     bad = np.flatnonzero(~label.isin([0, 1]))
