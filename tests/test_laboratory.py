@@ -13,7 +13,7 @@ from designloop.core.errors import DataCorrupt, DataMissing, DesignError, Outcom
 from designloop.core.laboratory import Laboratory, read_log
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import cap_threads
-from designloop.core.spaces import Box, Choice, Mixed, Real
+from designloop.core.spaces import Box, Choice, Inequality, Mixed, Real
 from designloop.optimizers.composite import CCBO
 from designloop.optimizers.evolution import GeneticAlgorithm, RandomSearch
 
@@ -122,7 +122,7 @@ def test_it_says_which_recipe_to_use_and_enters_nothing(tmp_path, make):
 def test_what_an_optimizer_refuses_is_said_with_the_number_of_the_run(tmp_path):
     lab = Laboratory(CCBO(SPRAY, 1, candidates=64), tmp_path / "campaign")
     lab.ask(3)
-    with pytest.raises(OutcomeError, match="run 3: row 1, 'size' is -2"): lab.tell({"run": [1, 3], "size": [2.0, -2.0], "failed": [0, 0]})
+    with pytest.raises(OutcomeError, match="run 3: 'size' is -2"): lab.tell({"run": [1, 3], "size": [2.0, -2.0], "failed": [0, 0]})
     assert lab.open_runs == [1, 2, 3]
 
 
@@ -178,7 +178,14 @@ REFUSED = [
     ({"run": [1], "size": [2.0]}, OutcomeError, "worked"),
     ({"run": [9], "size": [2.0], "failed": [0]}, ParameterError, "never proposed"),
     ({"size": [2.0], "failed": [0]}, ParameterError, "neither the column 'run'"),
-    ({"flow": [99.0], "solvent": ["A"], "size": [2.0], "failed": [0]}, DesignError, "flow"),
+    ({"run": [None], "size": [2.0], "failed": [0]}, DesignError, "row 0: 'run' is empty, and so is 'flow', 'solvent'"),
+    ({"run": [1, 2], "sise": [2.0, 3.0]}, ParameterError, "'sise'.*mean 'size'.*columns={'sise': 'size'}"),
+    ({"run": [1], "size": [2.0], "size [µm]": [None], "failed": [0]}, ParameterError, "are both 'size'"),
+    ({"run": [1], "size [nm]": [2.0], "failed": [0]}, ParameterError, "in nm and 'size' in µm"),
+    ({"run": [1], "flow": [2.0], "solvent": ["A"]}, ParameterError, "none of which is a result"),
+    ({"run": [1], "flow": ["wide"], "size": [2.0], "failed": [0]}, DesignError, "run 1, 'flow': 'wide' is not a number"),
+    ({"run": [1], "size": [2.0], "failed": ["maybe"]}, OutcomeError, "'maybe' is not a label"),
+    ({"flow": [99.0], "solvent": ["A"], "size": [2.0], "failed": [0]}, DesignError, "^row 0, field 'flow'"),
     ({"flow": [9.0], "solvent": ["C"], "size": [2.0], "failed": [0]}, DesignError, "solvent"),
     ("nowhere.csv", DataMissing, "not a file"),
     (3, ParameterError, "CSV"),
@@ -224,7 +231,7 @@ def test_the_form_saves_what_is_typed_and_keeps_what_it_cannot_accept(lab):
     form = lab.form()
     form.save.click()
     assert "Nothing" in form.message.value and len(lab.log) == 2
-    form.fields[1]["size"].value, form.fields[2]["size"].value, form.failed[3].value = "2,5", "x", True
+    form.fields[1]["size"].value, form.fields[2]["size"].value, form.failed[3]["usable"].value = "2,5", "x", True
     form.save.click()
     assert "not a number" in form.message.value and form.fields[1]["size"].value == "2,5" and lab.open_runs == [1, 2, 3]
     form.fields[2]["size"].value = ""
@@ -250,3 +257,206 @@ def test_predictions_are_shown_and_logged(tmp_path):
     sheet = lab.ask(2)
     assert "size: expected [µm]" in sheet.frame and "chance of failure" in sheet.frame and "–" in sheet.frame["size: expected [µm]"][0]
     assert {"size", "size low", "size high", "chance of failure"} <= set(lab.log[-1]["runs"][0]["predicted"])
+
+
+class Corner(RandomSearch):
+    def ask(self, n=1): return pd.DataFrame({"a": np.linspace(0.1, 0.9, n), "b": np.linspace(0.1, 0.9, n) + 1.5e-6})
+
+class Few(RandomSearch):
+    def ask(self, n=1): return pd.DataFrame({"flow": self.streams["proposer"].choice([1.0, 2.0], n), "solvent": ["A"] * n})
+
+class One(RandomSearch):
+    def ask(self, n=1): return pd.DataFrame({"flow": [1.0] * n, "solvent": ["A"] * n})
+
+
+def told(lab): return [(r["design"], r["values"]) for r in lab._runs().values() if r["values"]]
+
+
+@pytest.mark.parametrize("space, step", [
+    (Box({"x": (1549.5, 1550.5)}, units={"x": "nm"}), 1e-4), (Box({"x": (1549.5, 1550.5)}, log=["x"]), 1e-4), (Mixed({"x": Real(1549.5, 1550.5)}), 1e-4),
+    (Mixed({"x": Real(20, 90)}), 1e-2), (Mixed({"x": Real(-1e-3, 1e-3)}), 1e-7), (Box({"x": (1 / 3, 2 / 3)}), 1e-4), (Box({"x": (-5e5, 5e5)}), 100)])
+def test_a_dial_has_about_ten_thousand_positions_wherever_it_is(tmp_path, space, step):
+    sheet = Laboratory(RandomSearch(Problem("narrow", space, Objective("loss"))), tmp_path / "c").ask(20)
+    x = sheet.frame.iloc[:, 1].to_numpy(float)
+    assert len(set(x)) == 20 and np.allclose(np.round(x / step) * step, x, rtol=0, atol=step / 1e3)
+    assert not np.allclose(np.round(x / step / 10) * step * 10, x, rtol=0, atol=step / 1e3)
+    assert [float(v) for v in sheet._shown().iloc[:, 1]] == x.tolist() and space.validate(space.from_frame(pd.DataFrame({"x": x}))) is not None     # printed is set
+
+
+def test_a_log_dial_is_rounded_to_significant_digits_and_limits_survive(tmp_path):
+    sheet = Laboratory(RandomSearch(SPRAY), tmp_path / "c").ask(30)
+    assert all(float(f"{v:.4g}") == v for v in sheet.frame["flow [µL/min]"])
+    tight = Mixed({"a": Real(0, 1), "b": Real(0, 1)}, limits=[Inequality({"a": 1, "b": -1}, "<=", -1e-6), Inequality({"a": 1, "b": -1}, ">=", -2e-6)])
+    frame = Laboratory(Corner(Problem("tight", tight, Objective("loss"))), tmp_path / "d").ask(5).frame
+    assert tight.within(frame).all()
+
+
+def test_a_measurement_is_shown_as_it_was_typed(tmp_path):
+    lab = Laboratory(RandomSearch(BOX), tmp_path / "b")
+    lab.ask(2)
+    assert "123456 " in str(lab.tell({"loss": ["123456", "98765.25"]})) and "98765.25" in str(lab.runs)
+
+
+@pytest.mark.parametrize("separator, decimal, encoding", [(";", ",", "utf-8"), (";", ",", "cp1252"), ("\t", ",", "utf-16"), (",", ",", "utf-8-sig"), (",", ".", "cp1252")])
+def test_a_sheet_comes_back_from_any_spreadsheet(tmp_path, separator, decimal, encoding):
+    lab = Laboratory(CCBO(SPRAY, 1, candidates=64), tmp_path / "c")
+    lab.ask(3)
+    frame = pd.read_csv(lab.folder / "sheet-1.csv")
+    designs = frame.iloc[:, 1:3].to_numpy().tolist()
+    frame["size [µm]"], frame["failed"] = [1.234, None, 140.25], ["", "yes", "FALSE"]
+    frame.to_csv(tmp_path / "back.csv", sep=separator, decimal=decimal, encoding=encoding, index=False)
+    if (separator, decimal) == (",", ","):                       # quoted, but 1,234 may be a thousand
+        with pytest.raises(OutcomeError, match="1234 or 1.234"): lab.tell(tmp_path / "back.csv")
+        return
+    lab.tell(tmp_path / "back.csv")
+    values = [{"size": 1.234, "usable": 1.0}, {"size": None, "usable": 0.0}, {"size": 140.25, "usable": 1.0}]
+    assert told(lab) == [({"flow": f, "solvent": s}, v) for (f, s), v in zip(designs, values, strict=True)]
+
+
+@pytest.mark.parametrize("text, error, words", [
+    ("run,size,failed\n1,2,5,0\n", DataCorrupt, "line 2: 4 cells for 3 headings"), ("", DataCorrupt, "is empty"), ("\0\1", DataCorrupt, "not a text file"),
+    ("run;size;failed\n1;2,5;0\n\n2;2o;0\n", OutcomeError, "run 2, 'size': '2o'"),
+    ("run;flow;solvent;size;failed\n;;;;\n;;B;2;0\n", DesignError, "line 3: 'run' is empty, and so is 'flow'")])
+def test_what_is_wrong_in_a_file_is_said_with_its_line(lab, text, error, words):
+    lab.ask(2)
+    (lab.folder / "typed.csv").write_text(text)
+    with pytest.raises(error, match=words): lab.tell(lab.folder / "typed.csv")
+    assert lab.open_runs == [1, 2]
+
+
+def test_options_are_read_as_they_are_written_and_dials_take_a_comma(tmp_path):
+    space = Mixed({"t": Real(20, 90), "batch": Choice(("1", "2")), "size": Choice((1, 2.5)), "additive": Choice(("None", "NA", "1,5"))})
+    lab = Laboratory(RandomSearch(Problem("options", space, Objective("loss"))), tmp_path / "c")
+    lab.ask(12)
+    before = [r["design"] for r in lab._runs().values()]
+    for separator in ",;":
+        frame = pd.read_csv(lab.folder / f"sheet-{len(lab.log) // 2}.csv", dtype=str, keep_default_na=False)
+        frame["loss"] = "2,5"
+        frame.to_csv(tmp_path / "back.csv", sep=separator, index=False)
+        lab.tell(tmp_path / "back.csv")
+        assert [d for d, _ in told(lab)] == [r["design"] for r in lab._runs().values()] and [d for d, _ in told(lab)][:12] == before
+        lab.ask(12)
+    lab.tell({"t": "35,14", "batch": 2, "size": "2.5", "additive": "1,5", "loss": "1,5"})
+    assert told(lab)[-1] == ({"t": 35.14, "batch": "2", "size": 2.5, "additive": "1,5"}, {"loss": 1.5})
+    lab.correct(max(lab._runs()), t="36,5")
+    assert told(lab)[-1][0]["t"] == 36.5
+
+
+def test_rows_in_the_order_of_the_sheet_keep_their_place_when_one_is_left_out(lab):
+    lab.ask(3)
+    lab.tell({"size": [None, 2.0, None], "failed": [None, 0, None]})
+    assert lab.open_runs == [1, 3]
+    lab.tell({"run": [1], "flow": [None], "solvent": ["B"], "size": [4.0], "failed": ["no"]})      # an empty cell: as in the recipe
+    assert lab._runs()[1]["design"]["solvent"] == "B" and lab.open_runs == [3]
+
+
+def test_a_table_with_headings_of_its_own(lab):
+    table = pd.DataFrame({"Q": [1.0, 2.0], "s": ["A", "B"], "d50 [nm]": [1.5, 2.5], "usable": [1, 1], "who": ["me", "you"]})
+    with pytest.raises(ParameterError, match="'who' are not known"): lab.tell(table)
+    with pytest.raises(ParameterError, match="columns='q'"): lab.tell(table, columns={"q": "flow"})
+    with pytest.raises(ParameterError, match="columns\\['Q'\\]='flaw'.*'flow'"): lab.tell(table, columns={"Q": "flaw"})
+    lab.tell(table, columns={"Q": "flow", "s": "solvent", "d50 [nm]": "size", "who": None})
+    assert [d["flow"] for d, _ in told(lab)] == [1.0, 2.0]
+
+
+def test_a_recipe_that_cannot_be_run_is_dropped_and_a_run_of_ones_own_can_be_taken_back(tmp_path):
+    lab = Laboratory(CCBO(SPRAY, 1, candidates=64), tmp_path / "c")
+    lab.ask(2)
+    with pytest.raises(ParameterError, match="reason"): lab.drop(1, " ")
+    with pytest.raises(StateError, match="open are \\[1, 2\\]"): lab.drop(7, "lost")
+    assert "dropped: no solvent A left" in str(lab.drop(1, "no solvent A left")) and lab.open_runs == [2] and len(lab.optimizer) == 0
+    with pytest.raises(StateError, match="undo"): lab.tell({"run": 1, "size": 2.0, "failed": 0})
+    fill(lab, [2.0])
+    with pytest.raises(StateError, match="not open"): lab.drop(2, "lost")
+    lab.tell({"flow": 1.0, "solvent": "A", "size": 1.5, "usable": 1})
+    lab.undo(3)
+    assert lab.open_runs == [] and list(lab._runs()) == [1, 2] and len(lab.optimizer) == 1
+    assert lab.ask(1).frame["run"].tolist() == [4]               # no number is used twice
+    lab = Laboratory.open(lab.folder)
+    assert lab.runs.frame["state"].tolist() == ["dropped: no solvent A left", "measured", "open"] and "1 dropped" in repr(lab)
+    lab.undo(1)
+    assert lab.open_runs == [1, 4]
+
+
+def test_a_dropped_recipe_is_not_proposed_again_at_once(tmp_path):
+    a, b = (Laboratory(Few(SPRAY, seed=1), tmp_path / n) for n in "ab")
+    for _ in range(6):
+        for lab in (a, b):
+            if lab.ask(1).frame.iloc[0, 1] == 1.0: lab.drop(lab.open_runs[0], "the pump does not hold it")
+            else: fill(lab, [2.0])
+        (b.folder / "state.pkl").unlink()                        # the log alone knows how often was asked
+        b = Laboratory.open(b.folder)
+    runs = [r for r in a._runs().values()]
+    dropped = [i for i, r in enumerate(runs) if r["why"]]
+    assert a.runs.frame.equals(b.runs.frame) and any("asks" in e for e in a.log) and len(dropped) == 1     # of six
+    lab = Laboratory(One(SPRAY), tmp_path / "one")
+    lab.ask(1); lab.drop(1, "the pump does not hold it")
+    assert "Run 2 is next to run 1, which was dropped (the pump does not hold it)." in lab.ask(1).note
+
+
+def test_a_sheet_that_a_crash_left_out_is_written_on_opening(tmp_path, monkeypatch):
+    lab = Laboratory(RandomSearch(SPRAY), tmp_path / "c")
+    monkeypatch.setattr(Laboratory, "_save", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): lab.ask(2)
+    monkeypatch.undo()
+    assert not (lab.folder / "sheet-1.csv").exists()
+    again = Laboratory.open(lab.folder)
+    assert pd.read_csv(lab.folder / "sheet-1.csv")["run"].tolist() == [1, 2]
+    (lab.folder / "sheet-1.csv").unlink()
+    again.ask(2)
+    assert (lab.folder / "sheet-1.csv").exists()
+    fill(again, [1.0, 2.0])
+    (lab.folder / "sheet-1.csv").unlink()
+    Laboratory.open(lab.folder)
+    assert not (lab.folder / "sheet-1.csv").exists()             # nothing is open in it
+
+
+def test_a_session_that_is_behind_says_so_before_it_shows_recipes(lab):
+    lab.ask(1)
+    other = Laboratory.open(lab.folder)
+    fill(lab, [2.0])
+    for stale in (lambda: other.ask(1), other.form, other.recommend):
+        with pytest.raises(StateError, match="another session"): stale()
+
+
+def test_what_is_a_label_and_several_of_them(tmp_path):
+    measured = Problem("m", BOX.space, Objective("purity"), [Constraint("yield", ">=", 0.5)])
+    lab = Laboratory(RandomSearch(measured), tmp_path / "m")
+    lab.ask(1)
+    with pytest.raises(OutcomeError, match=r"labels=\[\]"): lab.tell({"run": 1, "purity": 0.9, "yield": 0.73})
+    lab = Laboratory(RandomSearch(measured), tmp_path / "n", labels=[])
+    lab.ask(1)
+    lab.tell({"run": 1, "purity": 0.9, "yield": 0.73})
+    lab = Laboratory(RandomSearch(Problem("two", BOX.space, Objective("loss"), [Constraint("works", ">=", 0.5), Constraint("clogged", "<=", 0.5)])), tmp_path / "two")
+    lab.ask(3)
+    assert list(pd.read_csv(lab.folder / "sheet-1.csv"))[-3:] == ["loss", "works", "clogged"]
+    with pytest.raises(OutcomeError, match="does not say which of 'works', 'clogged'"): lab.tell({"run": 1, "failed": 1})
+    lab.tell({"run": 1, "loss": 2.0, "failed": 0})
+    form = lab.form()
+    assert [t.description for t in form.failed[2].values()] == ["works failed", "clogged failed"]
+    form.failed[2]["clogged"].value = True
+    form.fields[3]["loss"].value = "3"
+    form.save.click()
+    assert [v for _, v in told(lab)] == [{"loss": 2.0, "works": 1, "clogged": 0}, {"loss": None, "works": 1, "clogged": 1}, {"loss": 3.0, "works": 1, "clogged": 0}]
+
+
+@pytest.mark.parametrize("fields, outcome, constraint", [(("run",), "y", "ok"), (("failed",), "y", "ok"), (("y",), "y", "ok"), (("x",), "state", "ok"), (("x",), "y", "failed")])
+def test_names_that_no_table_can_hold_are_refused_at_the_start(tmp_path, fields, outcome, constraint):
+    problem = Problem("n", Box(dict.fromkeys(fields, (0, 1))), Objective(outcome), [Constraint(constraint, ">=", 0.5)])
+    with pytest.raises(ParameterError, match="name"): Laboratory(RandomSearch(problem), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_published_campaign_is_replayed(tmp_path):
+    from designloop.core.data import locate
+    from designloop.tasks.electrospray import COLUMNS, PLGA, ElectrosprayTask, read_campaign
+    try: path = locate(PLGA)
+    except DataMissing as absent: pytest.skip(str(absent))
+    whole, rounds = (Laboratory(CCBO(ElectrosprayTask(3.0), candidates=64), tmp_path / n) for n in ("whole", "rounds"))
+    whole.tell(path, columns={**COLUMNS, "round": None})
+    for _, rows in pd.read_csv(path).groupby("round"): rounds.tell(rows, columns={**COLUMNS, "round": None})
+    published = read_campaign()
+    for lab in (whole, rounds):
+        assert torch.equal(lab.trials.outcomes.values, published.outcomes.values) and lab.trials.designs.equals(published.designs) and len(lab.optimizer) == 16
+    assert [bool(r["predicted"]) for r in rounds._runs().values()] == [False] * 8 + [True] * 8      # said before they were told
+    assert not any(r["predicted"] for r in whole._runs().values())

@@ -5,12 +5,14 @@
 # %% ../../../nbs/core/laboratory.ipynb #df11bed1
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
 import os
 import pickle
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,29 +24,41 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .errors import DataCorrupt, DataMissing, DesignLoopError, OutcomeError, ParameterError, StateError, check_choice, check_number
+from designloop.core.errors import (
+    DataCorrupt, DataMissing, DesignError, DesignLoopError, OutcomeError, ParameterError, StateError, check_choice, check_number, closest, listed,
+)
 from .loop import Optimizer
 from .problems import Outcomes
-from .spaces import Box, Mixed, Real, n_designs
+from .spaces import Box, Choice, Mixed, Real, Space, Texts, n_designs
 from .trials import INITIAL, Trials
 
-DIGITS = 4      # significant digits of a dial: what is printed is what is set, and what is told
+DIGITS = 4                                       # a dial has about 10**4 positions: what is printed is what is set, and what is told
+TRIES = 3                                        # times an optimizer is asked before a recipe is next to a dropped one
+OWN_COLUMNS = ("run", "round", "state")          # what the laboratory adds to every table; no field or outcome is called so
+YES, NO = ("yes", "y", "true", "x", "wahr", "vrai"), ("no", "n", "false", "falsch", "faux")      # labels in words, as people and spreadsheets write them
 
 # %% auto #0
-__all__ = ['DIGITS', 'Sheet', 'read_log', 'Laboratory', 'ResultForm']
+__all__ = ['DIGITS', 'TRIES', 'OWN_COLUMNS', 'YES', 'NO', 'Sheet', 'read_log', 'Laboratory', 'ResultForm']
 
 # %% ../../../nbs/core/laboratory.ipynb #f1a4e513
+def _text(value: Any) -> str:
+    "A cell for people: a number with the digits that it has."
+    if _empty(value): return "–"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+def _empty(value: Any) -> bool:
+    "Was nothing filled in?"
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and value.strip().lower() in ("", "nan", "-", "–"))
+
+def _rough(value: float, digits: int = 3) -> float: return float(f"{value:.{digits}g}")
+
 @dataclass(repr=False)
 class Sheet:
     "A small table for people: text in a terminal, HTML in a notebook; `frame` holds the numbers."
     frame: pd.DataFrame     # one row a run
     note: str = ""          # a sentence below the table
 
-    def _shown(self) -> pd.DataFrame:
-        def text(v: Any) -> str:
-            if v is None or (isinstance(v, float) and math.isnan(v)): return "–"
-            return f"{v:.4g}" if isinstance(v, float) else str(v)
-        return self.frame.map(text)
+    def _shown(self) -> pd.DataFrame: return self.frame.map(_text)
 
     def __str__(self) -> str:
         table = self._shown().to_string(index=False) if len(self.frame) else "nothing to show"
@@ -61,13 +75,39 @@ def _units(optimizer: Optimizer) -> dict[str, str]:
     found |= {o.name: o.unit for o in optimizer.objectives}
     return {k: u for k, u in found.items() if u}
 
-def _rounded(space: Any, designs: Any) -> Any:
-    "Real fields to `DIGITS` significant digits, inside the space."
-    frame = space.to_frame(designs).copy()
-    limits = {n: (float(a), float(b)) for n, a, b in zip(space.names, space.low, space.high, strict=True)} if isinstance(space, Box) else \
-        {n: (f.low, f.high) for n, f in space.fields.items() if isinstance(f, Real) and n not in space.frozen} if isinstance(space, Mixed) else {}
-    for name, (low, high) in limits.items(): frame[name] = [min(max(float(f"{v:.{DIGITS}g}"), low), high) for v in frame[name]]
+def _fields(space: Space) -> list[str]:
+    "Names of a space's fields, as its tables have them."
+    if isinstance(space, Mixed | Box): return list(space.fields if isinstance(space, Mixed) else space.names)
+    return [space.name] if hasattr(space, "name") else list(space.to_frame(space.sample(1, np.random.default_rng(0))))
+
+def _dials(space: Space) -> dict[str, tuple[float, float, bool]]:
+    "Lower end, upper end and log scale of every real field that is free."
+    if isinstance(space, Box): return {n: (float(a), float(b), n in space.log) for n, a, b in zip(space.names, space.low, space.high, strict=True)}
+    return {n: (f.low, f.high, f.log) for n, f in space.free.items() if isinstance(f, Real)} if isinstance(space, Mixed) else {}
+
+def _position(value: float, low: float, high: float, log: bool, digits: int = DIGITS) -> float:
+    "The nearest position of a dial, inside its range. Steps are about range / 10**digits, a power of ten; on a log scale they grow with the value."
+    if log: places = max(digits, math.ceil(digits - math.log10(math.log(high / low)))) - 1 - math.floor(math.log10(value))
+    else: places = digits - round(math.log10(high - low))
+    near = round(float(value), places)
+    if not low <= near <= high: near = round(near + math.copysign(10.0**-places, value - near), places)
+    return min(max(near, low), high) + 0.0                                        # never -0
+
+def _rounded(space: Space, designs: Any) -> Any:
+    "Designs on positions of their dials; where a limit between fields lies within a step, on finer ones."
+    exact, dials = space.to_frame(designs), _dials(space)
+    def at(frame: pd.DataFrame, digits: int) -> pd.DataFrame: return frame.assign(**{n: [_position(v, *d, digits) for v in frame[n]] for n, d in dials.items()})
+    frame = at(exact, DIGITS)
+    for digits in range(DIGITS + 1, 13) if getattr(space, "limits", ()) else ():
+        outside = ~space.within(frame)
+        if not outside.any(): break
+        frame.loc[outside, list(dials)] = at(exact[outside], digits)[list(dials)]
     return space.from_frame(frame)
+
+def _alike(space: Space, designs: Any, others: Any) -> np.ndarray:
+    "Which designs are next to which others, within a hundredth of every range, bool [n, m]."
+    if isinstance(space, Texts): return np.array([[a == b for b in others] for a in designs])
+    return ((space.encode(designs)[:, None] - space.encode(others)[None]).abs().amax(2) < 0.01).numpy()
 
 def _plain(value: Any) -> Any: return value.item() if hasattr(value, "item") else value
 
@@ -131,6 +171,12 @@ class Laboratory:
         if (folder / "log.jsonl").exists(): raise StateError(f"there is a campaign in {folder} already; go on with Laboratory.open({str(folder)!r}), or use another folder.")
         names = list(dict.fromkeys([o.name for o in optimizer.objectives] + [c.name for c in optimizer.constraints]))
         labels = [c.name for c in optimizer.constraints if c.bound == 0.5] if labels is None else [check_choice("labels", n, names) for n in labels]
+        fields, clogged = _fields(optimizer.space), [c.name for c in optimizer.constraints if c.op == "<=" and c.name in labels]
+        for name in fields + names:
+            if name in OWN_COLUMNS or (name == "failed" and (name in fields or name not in clogged)):
+                raise ParameterError(f"{name!r} is the name of a field or an outcome, and of a column that the laboratory adds; give it another name.")
+        for name in fields:
+            if name in names: raise ParameterError(f"{name!r} is both a field and an outcome, so no table can hold both; rename one of them.")
         folder.mkdir(parents=True, exist_ok=True)
         _store(folder / "start.pkl", optimizer)
         _append(folder, {"event": "begin", "optimizer": optimizer.name, "space": optimizer.space.to_json(), "outcomes": names, "labels": labels}, 0)
@@ -152,6 +198,7 @@ class Laboratory:
         if state is None: self.optimizer = self._replayed(start)
         elif state["events"] < len(log): self.optimizer = self._replayed(self.optimizer, state["events"]) if not self._rewrites(state["events"]) else self._replayed(start)
         self._save()
+        self._write_sheets()
         return self
 
     def _save(self) -> None: _store(self.folder / "state.pkl", {"events": len(self.log), "optimizer": self.optimizer})
@@ -162,27 +209,40 @@ class Laboratory:
         self.log, self.optimizer = read_log(self.folder), optimizer
         self._save()
 
+    def _check_current(self) -> None:
+        "Raises `StateError` if another session has told or asked since."
+        if len(read_log(self.folder)) != len(self.log): raise StateError(f"another session has written to the campaign {self.folder}; open it again with Laboratory.open.")
+
     def _rewrites(self, since: int) -> bool: return any(e["event"] in ("correct", "undo") for e in self.log[since:])
 
     def __repr__(self) -> str:
-        done = len(self.runs.frame) - len(self.open_runs)
-        return f"Laboratory({self.optimizer.name}, {done} runs measured, {len(self.open_runs)} open)"
+        runs = self._runs().values()
+        done, dropped = sum(r["values"] is not None for r in runs), sum(r["why"] is not None for r in runs)
+        return f"Laboratory({self.optimizer.name}, {done} runs measured, {len(self.open_runs)} open{f', {dropped} dropped' if dropped else ''})"
 
 # %% ../../../nbs/core/laboratory.ipynb #18d0e2d9
 def _runs(self: Laboratory) -> dict[int, dict]:
-    "Number of a run: its design, values (None while open), round, source, prediction, and the entry that told it."
+    "Number of a run: its design, values (None while open), round, source, prediction, the entry that told it, and why it was dropped (or None)."
     runs, rounds = {}, 0
     for at, entry in enumerate(self.log):
+        number = entry.get("run")
         if entry["event"] == "ask":
-            for r in entry["runs"]: runs[r["run"]] = {"design": r["design"], "values": None, "round": rounds, "source": "proposed", "predicted": r.get("predicted"), "told": None}
+            for r in entry["runs"]:
+                runs[r["run"]] = {"design": r["design"], "values": None, "round": rounds, "source": "proposed", "predicted": r.get("predicted"), "told": None, "why": None}
             rounds += 1
         elif entry["event"] == "tell":
             for r in entry["runs"]:
-                runs.setdefault(r["run"], {"round": INITIAL, "source": "own", "predicted": None})
+                runs.setdefault(r["run"], {"round": INITIAL, "source": "own", "predicted": r.get("predicted"), "why": None})
                 runs[r["run"]] |= {"design": r["design"], "values": r["values"], "told": at}
-        elif entry["event"] == "correct": runs[entry["run"]] |= {"design": entry["design"], "values": entry["values"]}
-        elif entry["event"] == "undo": runs[entry["run"]] |= {"values": None, "told": None}
+        elif entry["event"] == "correct": runs[number] |= {"design": entry["design"], "values": entry["values"]}
+        elif entry["event"] == "drop": runs[number] |= {"why": entry["why"]}
+        elif entry["event"] == "undo" and runs[number]["source"] == "own": del runs[number]
+        elif entry["event"] == "undo": runs[number] |= {"values": None, "told": None, "why": None}
     return {k: runs[k] for k in sorted(runs)}
+
+def _next_run(self: Laboratory) -> int:
+    "A number that no run ever had."
+    return max((r["run"] for e in self.log for r in e.get("runs", ())), default=0) + 1
 
 def _pairs(self: Laboratory, runs: Sequence[dict]) -> tuple[Any, Outcomes]:
     "Native designs and outcomes of measured runs."
@@ -197,15 +257,16 @@ def _hear(self: Laboratory, optimizer: Optimizer, runs: Sequence[dict]) -> None:
         if runs: optimizer.tell(*self._pairs(runs))
     except OutcomeError as e:
         if getattr(e, "row", None) is None: raise
-        raise OutcomeError(f"run {runs[e.row]['run']}: {e}") from e
+        raise OutcomeError(f"run {runs[e.row]['run']}: {str(e).removeprefix(f'row {e.row}, ')}") from e
 
 def _replayed(self: Laboratory, optimizer: Optimizer, since: int = 0) -> Optimizer:
     "The optimizer after all entries from `since` on, with every correction in force."
     runs = self._runs()
     for at, entry in enumerate(self.log):
         if at < since: continue
-        if entry["event"] == "ask": optimizer.ask(entry["n"])                  # its random streams move as they did
-        elif entry["event"] == "tell": self._hear(optimizer, [{**runs[r["run"]], "run": r["run"]} for r in entry["runs"] if runs[r["run"]]["told"] == at])
+        if entry["event"] == "ask":
+            for _ in range(entry.get("asks", 1)): optimizer.ask(entry["n"])       # its random streams move as they did
+        elif entry["event"] == "tell": self._hear(optimizer, [{**runs[r["run"]], "run": r["run"]} for r in entry["runs"] if r["run"] in runs and runs[r["run"]]["told"] == at])
     return optimizer
 
 def _said(self: Laboratory, optimizer: Optimizer, designs: Any) -> list[dict | None]:
@@ -216,24 +277,28 @@ def _said(self: Laboratory, optimizer: Optimizer, designs: Any) -> list[dict | N
 def _ask(self: Laboratory, n: int = 1) -> Sheet:
     "The next n recipes; while some are not measured, those again. Also written to `sheet-<round>.csv`, which is never overwritten."
     n = check_number("n", n, 1, integer=True)
+    self._check_current()
     waiting = self.open_runs
-    if waiting: return self._sheet(waiting, f"{len(waiting)} recipe(s) still open; tell their results first.")
-    optimizer = pickle.loads(pickle.dumps(self.optimizer))
-    designs = optimizer.space.validate(optimizer.ask(n))
-    if n_designs(designs) != n: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {n}.")
-    designs = _rounded(optimizer.space, designs)
+    if waiting:
+        self._write_sheets()
+        return self._sheet(waiting, f"{len(waiting)} recipe(s) still open; tell their results first, or drop(run, why) what cannot be run.")
+    optimizer, space, dropped = pickle.loads(pickle.dumps(self.optimizer)), self.optimizer.space, {k: r for k, r in self._runs().items() if r["why"]}
+    for asks in range(1, TRIES + 1):
+        designs = space.validate(optimizer.ask(n))
+        if n_designs(designs) != n: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {n}.")
+        designs = _rounded(space, designs)
+        alike = _alike(space, designs, space.from_frame(pd.DataFrame([r["design"] for r in dropped.values()]))) if dropped else np.zeros((n, 0), bool)
+        if asks == TRIES or not alike.any(): break
     said = self._said(optimizer, designs)
-    first, rows = max(self._runs(), default=0) + 1, optimizer.space.to_frame(designs).to_dict("records")
+    first, rows = self._next_run(), space.to_frame(designs).to_dict("records")
     runs = [{"run": first + i, "design": {k: _plain(v) for k, v in row.items()}, **({"predicted": {k: _plain(v) for k, v in s.items()}} if s else {})}
             for i, (row, s) in enumerate(zip(rows, said, strict=True))]
-    self._add({"event": "ask", "n": n, "runs": runs}, optimizer)
-    number = sum(e["event"] == "ask" for e in self.log)
-    sheet = self._sheet([r["run"] for r in runs])
-    self._blank(sheet, self.folder / f"sheet-{number}.csv")
-    sheet.note = f"Fill in sheet-{number}.csv, or use form()."
-    return sheet
+    self._add({"event": "ask", "n": n, **({"asks": asks} if asks > 1 else {}), "runs": runs}, optimizer)
+    self._write_sheets()
+    again = [f" Run {first + i} is next to run {list(dropped)[j]}, which was dropped ({dropped[list(dropped)[j]]['why']})." for i, j in np.argwhere(alike)]
+    return self._sheet([r["run"] for r in runs], f"Fill in sheet-{sum(e['event'] == 'ask' for e in self.log)}.csv, or use form()." + "".join(again))
 
-Laboratory._runs, Laboratory._pairs, Laboratory._hear, Laboratory._replayed, Laboratory._said, Laboratory.ask = _runs, _pairs, _hear, _replayed, _said, _ask
+Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._hear, Laboratory._replayed, Laboratory._said, Laboratory.ask = _next_run, _runs, _pairs, _hear, _replayed, _said, _ask
 
 # %% ../../../nbs/core/laboratory.ipynb #cba4edd9
 def _sheet(self: Laboratory, numbers: Sequence[int], note: str = "") -> Sheet:
@@ -249,30 +314,30 @@ def _recipe(self: Laboratory, design: Mapping, said: Mapping | None, measured: M
     for name in self.outcomes:
         if measured is not None and name not in self.labels: row[head(name, ": measured")] = measured.get(name)
         if name in said:
-            ends = f" ({said[f'{name} low']:.3g}–{said[f'{name} high']:.3g})" if f"{name} low" in said else ""
-            row[head(name, ": expected")] = f"{said[name]:.3g}{ends}"
+            ends = f" ({_text(_rough(said[f'{name} low']))}–{_text(_rough(said[f'{name} high']))})" if f"{name} low" in said else ""
+            row[head(name, ": expected")] = f"{_text(_rough(said[name]))}{ends}"
     if "chance of failure" in said: row["chance of failure"] = f"{100 * said['chance of failure']:.0f} %"
     return row
 
-def _blank(self: Laboratory, sheet: Sheet, path: Path) -> None:
-    "A sheet to fill in, as CSV."
-    units, runs = _units(self.optimizer), self._runs()
-    frame = pd.DataFrame([{"run": k, **runs[k]["design"]} for k in sheet.frame["run"]])
-    for name in [n for n in self.outcomes if n not in self.labels] + (["failed"] if self.labels else []): frame[name] = ""
-    frame = frame.rename(columns={k: f"{k} [{u}]" for k, u in units.items()})
-    text = io.StringIO()
-    frame.to_csv(text, index=False)
-    try:
-        with open(path, "x", encoding="utf-8") as f: f.write(text.getvalue())
-    except FileExistsError: pass          # a person's notes are not overwritten
+def _write_sheets(self: Laboratory) -> None:
+    "Sheets to fill in, as CSV: those that are missing and have an open recipe. A person's notes are not overwritten."
+    units, runs, waiting = _units(self.optimizer), self._runs(), set(self.open_runs)
+    told = [n for n in self.outcomes if n not in self.labels] + (self.labels if len(self.labels) > 1 else ["failed"] * len(self.labels))
+    for number, entry in enumerate((e for e in self.log if e["event"] == "ask"), 1):
+        path, numbers = self.folder / f"sheet-{number}.csv", [r["run"] for r in entry["runs"] if r["run"] in waiting]
+        if not numbers or (path.exists() and path.stat().st_size): continue
+        frame = pd.DataFrame([{"run": k, **runs[k]["design"], **dict.fromkeys(told, "")} for k in numbers]).rename(columns={k: f"{k} [{u}]" for k, u in units.items()})
+        partial = path.with_name(f".{path.name}.tmp")
+        frame.to_csv(partial, index=False, encoding="utf-8-sig")        # the mark tells spreadsheets how to read a µ
+        os.replace(partial, path)
 
 def _summary(self: Laboratory) -> Sheet:
     "Every run so far: design, measurements, what was expected."
     rows = []
     for number, r in self._runs().items():
         values = r["values"] or {}
-        said = {f"{n}: expected": (r["predicted"] or {}).get(n) for n in self.outcomes if n not in self.labels}
-        state = "open" if r["values"] is None else "failed" if self._failed(values) else "measured"
+        said = {f"{n}: expected": _rough(r["predicted"][n], 4) if n in (r["predicted"] or {}) else None for n in self.outcomes if n not in self.labels}
+        state = f"dropped: {r['why']}" if r["why"] else "open" if r["values"] is None else "failed" if self._failed(values) else "measured"
         rows.append({"run": number, "round": r["round"] + 1 if r["round"] >= 0 else "own", **r["design"],
                      **{n: values.get(n) for n in self.outcomes if n not in self.labels}, **said, "state": state})
     return Sheet(pd.DataFrame(rows))
@@ -290,6 +355,7 @@ def _trials(self: Laboratory) -> Trials:
 
 def _advice(self: Laboratory) -> Sheet:
     "The recipe to use, after all that was measured; nothing is entered, nothing moves. Raises `StateError` before a result was told."
+    self._check_current()
     optimizer, runs = pickle.loads(pickle.dumps(self.optimizer)), {k: r for k, r in self._runs().items() if r["values"] is not None}
     designs = optimizer.space.validate(optimizer.recommend())
     def plain(designs: Any) -> dict: return {k: _plain(v) for k, v in optimizer.space.to_frame(designs).to_dict("records")[0].items()}
@@ -302,80 +368,183 @@ def _advice(self: Laboratory) -> Sheet:
     if not works: note = "No run has kept the constraints so far; this recipe is the nearest to it."
     return Sheet(pd.DataFrame([row]), note)
 
-Laboratory._sheet, Laboratory._recipe, Laboratory._blank, Laboratory._failed, Laboratory.recommend = _sheet, _recipe, _blank, _failed, _advice
+Laboratory._sheet, Laboratory._recipe, Laboratory._write_sheets, Laboratory._failed, Laboratory.recommend = _sheet, _recipe, _write_sheets, _failed, _advice
 Laboratory.runs, Laboratory.trials = property(_summary), property(_trials)
-Laboratory.open_runs = property(lambda self: [k for k, r in self._runs().items() if r["values"] is None], doc="Numbers of the recipes without a result.")
+Laboratory.open_runs = property(lambda self: [k for k, r in self._runs().items() if r["values"] is None and not r["why"]], doc="Numbers of the recipes without a result.")
 
 # %% ../../../nbs/core/laboratory.ipynb #d7f2ad24
-def _table(results: Any) -> pd.DataFrame:
-    "A table from a path, a DataFrame or a mapping of columns (plain values for one run); units in headings are dropped."
-    if isinstance(results, str | Path):
-        if not Path(results).is_file(): raise DataMissing(f"results={str(results)!r} is not a file; give a CSV table, a DataFrame, or use form().")
-        try: results = pd.read_csv(results)
-        except (ValueError, UnicodeDecodeError) as e: raise DataCorrupt(f"the results cannot be read as a CSV table: {e}.") from e
-    if isinstance(results, Mapping) and not any(isinstance(v, Sequence | pd.Series | np.ndarray) and not isinstance(v, str) for v in results.values()):
-        results = {k: [v] for k, v in results.items()}                       # one run
-    try: frame = pd.DataFrame(results).reset_index(drop=True)
-    except ValueError as e: raise ParameterError(f"results is a {type(results).__name__}; give a path to a CSV table, a DataFrame, or a mapping of columns.") from e
-    return frame.rename(columns=lambda c: re.sub(r"\s*\[[^\]]*\]$", "", str(c)))
+def _read(
+    path: Path,               # a CSV table, as any spreadsheet writes it
+    known: Sequence[str],     # headings to expect, without units
+) -> pd.DataFrame:            # cells as text, rows named after lines; a decimal comma stays
+    "A table whose separator (`,` `;` or tab) and encoding (UTF or Windows-1252) are found out. Raises `DataMissing` or `DataCorrupt`."
+    if not path.is_file(): raise DataMissing(f"results={str(path)!r} is not a file; give a CSV table, a DataFrame, or use form().")
+    raw, text = path.read_bytes(), None
+    for code in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252"):
+        try: text = raw.decode(code); break
+        except UnicodeDecodeError: pass
+    if text is None or "\0" in text or raw[:2] == b"PK": raise DataCorrupt(f"{path} is not a text file; save the table as CSV in the spreadsheet.")
+    if not text.strip(): raise DataCorrupt(f"{path} is empty; a table begins with a line of headings.")
+    first = next(line for line in text.splitlines() if line.strip())
+    def fit(separator: str) -> tuple[int, int]:
+        heads = next(csv.reader([first], delimiter=separator))
+        return sum(_heading(h)[0] in known or h in known for h in heads), len(heads)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=(separator := max(",;\t", key=fit)))
+        (_, heads), *rows = [(reader.line_num, [c.strip() for c in row]) for row in reader if row]
+    except csv.Error as e: raise DataCorrupt(f"{path} cannot be read as a CSV table: {e}.") from e
+    for line, row in rows:
+        if any(row[len(heads):]):
+            raise DataCorrupt(f"{path}, line {line}: {len(row)} cells for {len(heads)} headings; between commas, a number with a comma needs quotes: write a point, or save with ';'.")
+    frame = pd.DataFrame([(row + [""] * len(heads))[:len(heads)] for _, row in rows], columns=heads, index=[f"line {n}" for n, _ in rows], dtype=object)
+    frame = frame.loc[:, [bool(h) or frame.iloc[:, i].ne("").any() for i, h in enumerate(heads)]]
+    frame.attrs["separator"] = separator
+    return frame
 
-def _value(where: str, name: str, raw: Any) -> float | None:
-    "A number, or None where the cell is empty."
-    if raw is None or (isinstance(raw, float) and math.isnan(raw)) or (isinstance(raw, str) and raw.strip().lower() in ("", "nan", "-", "–")): return None
+def _heading(head: str) -> tuple[str, str | None]:
+    "Name and unit of a heading such as `length [µm]`."
+    return re.fullmatch(r"(.*?)\s*(?:\[([^\]]*)\])?", head.strip(), re.DOTALL).groups()
+
+def _same_unit(a: str, b: str) -> bool:
+    "Is it the same unit, whichever of the two signs for micro was typed, and if UTF-8 was read as Windows-1252?"
+    def plain(unit: str) -> str:
+        try: unit = unit.encode("cp1252").decode()
+        except UnicodeError: pass
+        return unicodedata.normalize("NFKC", unit).replace(" ", "")
+    return plain(a) == plain(b)
+
+def _table(self: Laboratory, results: Any, columns: Mapping[str, str | None]) -> pd.DataFrame:
+    "A table from a path, a DataFrame or a mapping of columns (plain values for one run), with known columns only; its index says which row is which."
+    space, units = self.optimizer.space, _units(self.optimizer)
+    known = list(dict.fromkeys(["run", *_fields(space), *self.outcomes, *(["failed"] if self.labels else [])]))
+    if isinstance(results, str | Path): frame = _read(Path(results), [*known, *columns])
+    else:
+        if isinstance(results, Mapping) and not any(isinstance(v, Sequence | pd.Series | np.ndarray) and not isinstance(v, str) for v in results.values()):
+            results = {k: [v] for k, v in results.items()}                       # one run
+        try: frame = pd.DataFrame(results).reset_index(drop=True)
+        except ValueError as e: raise ParameterError(f"results is a {type(results).__name__}; give a path to a CSV table, a DataFrame, or a mapping of columns.") from e
+        frame.index = [f"row {i}" for i in range(len(frame))]
+    heads, names, strange = [str(h) for h in frame], [], {}
+    for head, name in columns.items():
+        check_choice("columns", head, heads)
+        if name is not None: check_choice(f"columns[{head!r}]", name, known)
+    for head in heads:
+        name, unit = (head, None) if head in known else _heading(head)
+        if head in columns: name = columns[head]
+        elif name in (*OWN_COLUMNS[1:], "chance of failure") or name.endswith((": expected", ": measured")): name = None      # printed by a laboratory
+        elif name not in known: strange[head] = closest(name, known)
+        elif unit and not _same_unit(unit, units.get(name, unit)): raise ParameterError(f"the column {head!r} is in {unit} and {name!r} in {units[name]}; convert it.")
+        names.append(name)
+    if strange:
+        hint = "".join(f" Did you mean {near!r} by {head!r}?" for head, near in strange.items() if near)
+        raise ParameterError(f"the column(s) {listed(strange)} are not known; known are {listed(known)}.{hint} Rename them, or say what they are: columns={strange!r}, "
+                             "where None leaves a column out.")
+    for name in filter(None, names):
+        if names.count(name) > 1: raise ParameterError(f"the columns {listed(h for h, n in zip(heads, names, strict=True) if n == name)} are both {name!r}; keep one of them.")
+    if not set(names) & {*self.outcomes, "failed"}: raise ParameterError(f"results has the column(s) {listed(heads)}, none of which is a result; results are {listed([*self.outcomes, *known[len(known) - bool(self.labels):]])}.")
+    comma = frame.attrs.get("separator", ",") != ","
+    frame = frame.loc[:, [n is not None for n in names]].set_axis([n for n in names if n is not None], axis=1)
+    for name in frame if comma else ():
+        if name not in _fields(space) or self._is_number(name): frame[name] = [re.sub(r"^([+-]?\d*),(\d+)$", r"\1.\2", v) for v in frame[name]]
+    return frame
+
+def _is_number(self: Laboratory, field: str) -> bool:
+    space = self.optimizer.space
+    return isinstance(space, Box) or (isinstance(space, Mixed) and not isinstance(space.fields[field], Choice))
+
+def _number(raw: Any) -> float:
+    "What is written, with a decimal point or comma; NaN where that is no number."
+    try: return float(raw.replace(",", ".").replace("−", "-") if isinstance(raw, str) else raw)
+    except (TypeError, ValueError): return math.nan
+
+def _value(where: str, name: str, raw: Any, error: type[DesignLoopError] = OutcomeError) -> float | None:
+    "A number, or None where the cell is empty. Raises `error`."
+    if _empty(raw): return None
     if isinstance(raw, str) and re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+", raw.strip()):
-        raise OutcomeError(f"{where}, {name!r}: {raw!r} could be {raw.replace(',', '')} or {raw.replace(',', '.')}; write it with a point, or without separators.")
-    try: number = float(raw.replace(",", ".") if isinstance(raw, str) else raw)
-    except (TypeError, ValueError): number = math.inf
-    if not math.isfinite(number): raise OutcomeError(f"{where}, {name!r}: {raw!r} is not a number; type a number, or leave it empty.")
+        raise error(f"{where}, {name!r}: {raw!r} could be {raw.replace(',', '')} or {raw.replace(',', '.')}; write it with a point, or without separators.")
+    number = _number(raw)
+    if not math.isfinite(number): raise error(f"{where}, {name!r}: {raw!r} is not a number; type a number, or leave it empty.")
     return number
+
+def _label(self: Laboratory, where: str, name: str, raw: Any) -> float | None:
+    "0 or 1, also in words, or None where the cell is empty."
+    word = raw.strip().lower() if isinstance(raw, str) else None
+    if word in (*YES, *NO): return float(word in YES)
+    try: number = _value(where, name, raw)
+    except OutcomeError: number = math.nan
+    if number in (None, 0, 1): return number
+    others = [n for n in self.labels if n != name]
+    hint = f" If {name!r} is a measured number, begin the campaign with Laboratory(…, labels={others})." if name in self.labels else ""
+    raise OutcomeError(f"{where}, {name!r}: {raw!r} is not a label; it must be 0 or 1, or no or yes.{hint}")
 
 def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     "The outcomes of one row, checked; None when nothing was filled in."
-    values = {n: _value(where, n, row.get(n)) for n in self.outcomes}
-    failed = _value(where, "failed", row.get("failed"))
+    values = {n: self._label(where, n, row.get(n)) if n in self.labels else _value(where, n, row.get(n)) for n in self.outcomes}
+    failed = self._label(where, "failed", row.get("failed")) if self.labels else None
     if failed is None and all(v is None for v in values.values()): return None
-    for name, number in [*((n, values[n]) for n in self.labels), ("failed", failed)]:
-        if number not in (None, 0, 1): raise OutcomeError(f"{where}, {name!r}: {number:g} is not a label; it must be 0 or 1.")
     for c in self.optimizer.constraints:
         if c.name not in self.labels or values[c.name] is not None: continue
         if failed is None and "failed" not in row: raise OutcomeError(f"{where}: nothing says whether the run worked; add the column {c.name!r} or 'failed' with 0 or 1.")
+        if failed and len(self.labels) > 1: raise OutcomeError(f"{where}: 'failed' does not say which of {listed(self.labels)} failed; give each its own column.")
         values[c.name] = float((c.op == ">=") != bool(failed))
-    if failed is not None and self.labels and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
+    if failed is not None and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
     for name in self.outcomes:
         if values[name] is None and not self._failed(values):
             raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else "."))
     return values
 
+def _design(self: Laboratory, where: str, row: Mapping, recipe: Mapping) -> dict:
+    "What was set in one row: its cells, and the recipe where they are empty. Raises `DesignError`."
+    space, design = self.optimizer.space, {}
+    for name in _fields(space):
+        raw = row.get(name)
+        if self._is_number(name): value = _value(where, name, raw, DesignError)
+        elif isinstance(space, Mixed):
+            word, options = f"{raw:g}" if isinstance(raw, float) else str(raw).strip(), space.fields[name].options
+            value = next((o for o in options if raw is not None and word == str(o).strip()), None if _empty(raw) else raw)
+            if isinstance(value, str): value = next((o for o in options if isinstance(o, int | float) and _number(word) == o), value)
+        else: value = None if raw is None or raw != raw or raw == "" else raw
+        design[name] = recipe.get(name) if value is None else value
+    empty = [n for n, v in design.items() if v is None]
+    if empty: raise DesignError(f"{where}: 'run' is empty, and so is {listed(empty)}; give the number of a recipe, or every field for a run of your own.")
+    try: return {k: _plain(v) for k, v in space.to_frame(space.from_frame(pd.DataFrame([design]))).to_dict("records")[0].items()}
+    except DesignError as e: raise DesignError(where + str(e).removeprefix("row 0")) from e
+
 def _tell(self: Laboratory,
-    results: str | Path | pd.DataFrame | Mapping,    # path of a CSV table, a DataFrame, columns by name, or the values of one run by name
-) -> Sheet:                                          # what was entered, with what had been expected
-    "Enter results. Raises `OutcomeError`, `DesignError`, `DataMissing` or `StateError`, and changes nothing then."
-    frame, runs, space, told = _table(results), self._runs(), self.optimizer.space, []
-    fields = list(next(iter(runs.values()))["design"]) if runs else list(space.to_frame(space.sample(1, np.random.default_rng(0))).columns)
-    has_design, waiting = all(f in frame for f in fields), list(self.open_runs)
-    if not has_design and "run" not in frame and len(frame) != len(waiting):
-        raise ParameterError(f"results has {len(frame)} row(s) and neither the column 'run' nor all fields {fields}; {len(waiting)} recipe(s) are open.")
-    designs = space.to_frame(space.from_frame(frame[fields])).to_dict("records") if has_design else [None] * len(frame)
-    for i, row in enumerate(frame.to_dict("records")):
-        number, design = _value(f"row {i}", "run", row.get("run")), designs[i]
-        if number is None and design is not None: number = next((k for k in waiting if runs[k]["design"] == design), None)
-        elif number is None: number = waiting[0]
-        where = f"run {number:g}" if number is not None else f"row {i}"
+    results: str | Path | pd.DataFrame | Mapping,        # path of a CSV table, a DataFrame, columns by name, or the values of one run by name
+    columns: Mapping[str, str | None] | None = None,     # names for headings of another table; None as a name leaves that column out
+) -> Sheet:                                              # what was entered, with what had been expected
+    "Enter results. Raises `OutcomeError`, `DesignError`, `DataMissing`, `DataCorrupt`, `ParameterError` or `StateError`, and changes nothing then."
+    frame, runs, space, told = self._table(results, columns or {}), self._runs(), self.optimizer.space, []
+    waiting, fresh = self.open_runs, self._next_run()
+    in_order = "run" not in frame and not set(_fields(space)) <= set(frame)
+    if in_order and len(frame) != len(waiting):
+        raise ParameterError(f"results has {len(frame)} row(s) and neither the column 'run' nor all fields {_fields(space)}; {len(waiting)} recipe(s) are open.")
+    for i, (where, row) in enumerate(zip(frame.index, frame.to_dict("records"), strict=True)):
+        number = waiting[i] if in_order else _value(where, "run", row.get("run"))
+        if number is not None: where = f"run {number:g}"
         values = self._measured(where, row)
         if values is None: continue
-        if number is not None and number not in runs: raise ParameterError(f"{where} was never proposed; the open ones are {waiting}. Leave 'run' empty for a run of your own.")
-        if number is not None and number not in waiting: raise StateError(f"{where} has a result already; change it with correct({number:g}, …).")
-        number = int(number) if number is not None else max([*runs, *(t["run"] for t in told)], default=0) + 1
-        if number in waiting: waiting.remove(number)
-        told.append({"run": number, "design": {k: _plain(v) for k, v in design.items()} if design else runs[number]["design"], "values": values})
+        if number is not None and number not in runs: raise ParameterError(f"{where} was never proposed; the open ones are {waiting}. For a run of your own, leave 'run' empty and give every field.")
+        if number is not None and runs[number]["why"]: raise StateError(f"{where} was dropped ({runs[number]['why']}); if it was run after all, undo({number:g}) opens it again.")
+        left = [k for k in waiting if all(t["run"] != k for t in told)]
+        if number is not None and number not in left: raise StateError(f"{where} has a result already; change it with correct({number:g}, …).")
+        design = self._design(where, row, runs[number]["design"] if number is not None else {})
+        if number is None: number = next((k for k in left if runs[k]["design"] == design), None)
+        if number is None: number, fresh = fresh, fresh + 1
+        told.append({"run": int(number), "design": design, "values": values})
     if not told: return Sheet(pd.DataFrame(), "No row holds a measurement; nothing was entered.")
+    own = [t for t in told if t["run"] not in runs]
+    if own:                                                                       # what would have been said of them, had they been asked for
+        said = self._said(pickle.loads(pickle.dumps(self.optimizer)), space.from_frame(pd.DataFrame([t["design"] for t in own])))
+        for t, s in zip(own, said, strict=True): t |= {"predicted": {k: _plain(v) for k, v in s.items()}} if s else {}
     optimizer = pickle.loads(pickle.dumps(self.optimizer))
     self._hear(optimizer, told)
     self._add({"event": "tell", "runs": told}, optimizer)
     shown = self.runs.frame
     return Sheet(shown[shown["run"].isin([t["run"] for t in told])], f"{len(told)} result(s) entered, {len(self.open_runs)} recipe(s) open.")
 
-Laboratory._measured, Laboratory.tell = _measured, _tell
+Laboratory._table, Laboratory._is_number, Laboratory._label, Laboratory._measured, Laboratory._design, Laboratory.tell = _table, _is_number, _label, _measured, _design, _tell
 
 # %% ../../../nbs/core/laboratory.ipynb #12da6141
 def _corrected(self: Laboratory,
@@ -387,8 +556,7 @@ def _corrected(self: Laboratory,
     names = [*record["design"], *self.outcomes, *(["failed"] if self.labels else [])]
     if not changes: raise ParameterError(f"nothing to change was given; name at least one of {names}.")
     for name in changes: check_choice("changes", name, names)
-    design = self.optimizer.space.from_frame(pd.DataFrame([{**record["design"], **{k: v for k, v in changes.items() if k in record["design"]}}]))
-    design = {k: _plain(v) for k, v in self.optimizer.space.to_frame(design).to_dict("records")[0].items()}
+    design = self._design(f"run {run}", changes, record["design"])
     row = {**record["values"], **{k: v for k, v in changes.items() if k not in design}}
     if "failed" in changes: row |= dict.fromkeys(self.labels)
     values = self._measured(f"run {run}", row)
@@ -397,11 +565,23 @@ def _corrected(self: Laboratory,
     return Sheet(shown[shown["run"] == run], f"Run {run} corrected; the old entry stays in the log.")
 
 def _undo(self: Laboratory,
-    run: int,        # number of a measured run
+    run: int,        # number of a run that was measured or dropped
 ) -> None:
-    "Take back the result of a run by a new entry; the recipe is open again. Raises `StateError` for a run without a result."
+    "Take back a result, or a drop, by a new entry: a recipe is open again, a run of one's own is gone. Raises `StateError` for a run without a result."
+    if self._runs().get(run, {}).get("why"): self._add({"event": "undo", "run": int(run)}, self.optimizer); return
     record = self._told_run(run)
     self._rewrite({"event": "undo", "run": int(run), "was": record["values"]})
+
+def _drop(self: Laboratory,
+    run: int,        # number of an open recipe
+    why: str,        # what keeps it from being run, in a few words
+) -> Sheet:          # the run as it is now
+    "Give up an open recipe by a new entry; the optimizer is told nothing. Raises `StateError` for a run that is not open, `ParameterError` without a reason."
+    if not isinstance(why, str) or not why.strip(): raise ParameterError(f"why={why!r} is no reason; say in a few words why the recipe cannot be run.")
+    if run not in self.open_runs: raise StateError(f"run {run!r} is not open; open are {self.open_runs}. A result is taken back with undo(run).")
+    self._add({"event": "drop", "run": int(run), "why": why.strip()}, self.optimizer)
+    shown = self.runs.frame
+    return Sheet(shown[shown["run"] == run], f"Run {run} dropped, {len(self.open_runs)} recipe(s) open; undo({run}) opens it again.")
 
 def _told_run(self: Laboratory, run: int) -> dict:
     runs = self._runs()
@@ -419,11 +599,11 @@ def _rewrite(self: Laboratory, entry: dict) -> None:
     finally: self.log = log
     self._add(entry, optimizer)
 
-Laboratory.correct, Laboratory.undo, Laboratory._told_run, Laboratory._rewrite = _corrected, _undo, _told_run, _rewrite
+Laboratory.correct, Laboratory.drop, Laboratory.undo, Laboratory._told_run, Laboratory._rewrite = _corrected, _drop, _undo, _told_run, _rewrite
 
 # %% ../../../nbs/core/laboratory.ipynb #22be75f0
 class ResultForm:
-    "A form for the open recipes; its parts are `fields[run][name]`, `failed[run]`, `save` and `message`."
+    "A form for the open recipes; its parts are `fields[run][name]`, `failed[run][label]`, `save` and `message`."
 
     def __init__(self, laboratory: Laboratory):
         import ipywidgets as W
@@ -434,29 +614,29 @@ class ResultForm:
 
     def _recipe(self, number: int) -> str:
         units, design = _units(self.laboratory.optimizer), self.laboratory._runs()[number]["design"]
-        return ", ".join(f"{k} {v:.4g}{' ' + units[k] if k in units else ''}" if isinstance(v, float) else f"{k} {v}" for k, v in design.items())
+        return ", ".join(f"{k} {_text(v)}{' ' + units[k] if k in units else ''}" for k, v in design.items())
 
     def _build(self, said: str = "") -> None:
         import ipywidgets as W
         lab, rows, units = self.laboratory, [], _units(self.laboratory.optimizer)
         self.fields, self.failed = {}, {}
+        ticks = [c.name for c in lab.optimizer.constraints if c.name in lab.labels]
         for number in lab.open_runs:
             self.fields[number] = {n: W.Text(placeholder=f"{n}{f' [{units[n]}]' if n in units else ''}", layout=W.Layout(width="11em"))
-                                   for n in lab.outcomes if n not in lab.labels}
+                                   for n in lab.outcomes if n not in ticks}
             parts = [W.HTML(f"<b>run {number}</b>: {escape(self._recipe(number))}", layout=W.Layout(min_width="30em")), *self.fields[number].values()]
-            if lab.labels:
-                self.failed[number] = W.Checkbox(description="failed", indent=False, layout=W.Layout(width="6em"))
-                parts.append(self.failed[number])
-            rows.append(W.HBox(parts))
+            self.failed[number] = {n: W.Checkbox(description="failed" if len(ticks) == 1 else f"{n} failed", indent=False, layout=W.Layout(width="auto", min_width="6em"))
+                                   for n in ticks}
+            rows.append(W.HBox([*parts, *self.failed[number].values()]))
         self.message.value = escape(said or ("" if rows else "No recipe is open; ask for one."))
         self.widget.children = [*rows, self.save, self.message]
 
     def _save(self, _: Any = None) -> None:
-        typed = []
+        typed, fails = [], {c.name: float(c.op == "<=") for c in self.laboratory.optimizer.constraints}
         for number, fields in self.fields.items():
-            row = {n: f.value for n, f in fields.items()}
-            broken = number in self.failed and self.failed[number].value
-            if broken or any(v.strip() for v in row.values()): typed.append({"run": number, **row, **({"failed": int(broken)} if self.laboratory.labels else {})})
+            row, ticks = {n: f.value for n, f in fields.items()}, {n: t.value for n, t in self.failed[number].items()}
+            if any(ticks.values()) or any(v.strip() for v in row.values()):
+                typed.append({"run": number, **row, **{n: fails[n] if ticked else 1 - fails[n] for n, ticked in ticks.items()}})
         if not typed: self.message.value = "Nothing is filled in yet."; return
         try: said = self.laboratory.tell(pd.DataFrame(typed)).note
         except (DesignLoopError, OSError) as e: self.message.value = f"<b>{escape(str(e), quote=False)}</b>"; return
@@ -465,11 +645,16 @@ class ResultForm:
     def snapshot(self) -> str:
         "The form as HTML that cannot be typed into, for pages without a kernel."
         lines = [f"<div><b>run {n}</b>: {escape(self._recipe(n))} &ensp; {' '.join(f'[{escape(f.placeholder)}: {escape(f.value)}]' for f in fields.values())}"
-                 f"{' ☐ failed' if n in self.failed else ''}</div>" for n, fields in self.fields.items()]
+                 f"{''.join(f' ☐ {escape(t.description)}' for t in self.failed[n].values())}</div>" for n, fields in self.fields.items()]
         return "".join(lines) + f"<div>{self.message.value}</div>"
 
     def __repr__(self) -> str: return f"ResultForm({len(self.fields)} open recipe(s))"
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict:
         return {**self.widget._repr_mimebundle_(), "text/html": self.snapshot(), "text/plain": repr(self)}
 
-Laboratory.form = lambda self: ResultForm(self)
+def _form(self: Laboratory) -> ResultForm:
+    "A form for the open recipes."
+    self._check_current()
+    return ResultForm(self)
+
+Laboratory.form = _form
