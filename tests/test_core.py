@@ -290,10 +290,15 @@ class Undaunted(Climber):
 def test_a_missing_objective_is_an_outcome_only_where_a_constraint_says_that_the_run_failed():
     nan = float("nan")
     assert CLIFF.evaluate([[0.9, 0.0], [0.0, 0.0]])["y"].isnan().tolist() == [True, False]
-    for row, says in (([nan, 1.0], "nan for 'y'"), ([nan, nan], "nan for 'worked'"), ([1.0, nan], "nan for 'worked'"), ([float("inf"), 0.0], "inf for 'y'")):
+    for row, says in (([nan, 1.0], "nan for 'y'"), ([nan, nan], "nan for 'y'"), ([1.0, nan], "nan for 'worked'"), ([float("inf"), 0.0], "inf for 'y'")):
         wrong = Problem("wrong", CLIFF.space, CLIFF.objectives, CLIFF.constraints, function=lambda d, f, r, row=row: torch.tensor([row]))
         with pytest.raises(OutcomeError, match=says): wrong.evaluate([[0.0, 0.0]])
         with pytest.raises(OutcomeError, match=f"row 0 has the value {says}.*takes NaN only"): Undaunted(CLIFF).tell([[0.0, 0.0]], Outcomes([row], ("y", "worked")))
+    both = Problem("both", CLIFF.space, CLIFF.objectives, [*CLIFF.constraints, Constraint("c", ">=", 0.0)], function=lambda d, f, r: torch.tensor([[nan, 0.0, nan]] * len(d)))
+    search = Undaunted(both)
+    search.tell([[0.0, 0.0]], both.evaluate([[0.0, 0.0]]))                 # what else was not measured may be missing too
+    search.tell([[0.1, 0.0]], Outcomes([[1.0, 0.0, -0.2]], both.outcome_names))
+    assert search.recommend().tolist() == [[0.1, 0.0]]
     itself = Problem("bounded", CLIFF.space, Objective("y"), [Constraint("y", ">=", 0.0)], function=lambda d, f, r: torch.full((len(d),), nan))
     with pytest.raises(OutcomeError, match="nan for 'y'"): itself.evaluate([[0.0, 0.0]])
 

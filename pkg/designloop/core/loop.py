@@ -35,7 +35,7 @@ class Optimizer(ABC):
     "Proposes designs and hears how they did. Subclasses implement `ask`; those that keep a model also `predict`, and `recommend` where it knows better."
     name = "optimizer"
     fidelities: tuple[float, ...] | None = None    # those it can be told about; None: the true one only
-    takes_failures = False                         # may the objective be NaN where a constraint is violated?
+    takes_failures = False                         # may a run that violates a constraint have NaN for what it could not measure?
     fidelity: float | None = None                  # at which the designs asked for last shall be measured; None: the true one
 
     def __init__(self,
@@ -58,11 +58,11 @@ class Optimizer(ABC):
                                                                   f"for what was measured by hand, with names such as {tuple(o.name for o in self.objectives)}.")
         if n_designs(designs) != len(outcomes): raise OutcomeError(f"{n_designs(designs)} designs came with {len(outcomes)} outcomes; they must pair up.")
         bad = ~torch.isfinite(outcomes.values)
-        if self.takes_failures and bad.any(): bad &= ~failed(self.objectives, self.constraints, outcomes)
+        if self.takes_failures and bad.any(): bad &= ~failed(self.constraints, outcomes)
         if bad.any():
             i, j = (int(k) for k in bad.nonzero()[0])
             raise OutcomeError(f"row {i} has the value {float(outcomes.values[i, j])} for {outcomes.names[j]!r}, and {self.name} "
-                               f"{'takes NaN only for an objective where a constraint is violated' if self.takes_failures else 'takes no failures'}; "
+                               f"{'takes NaN only where a constraint is violated' if self.takes_failures else 'takes no failures'}; "
                                f"leave that trial out, or report {FAILED}.")
         outcomes[self.objectives[0].name]
         first = self.history_outcomes is None
@@ -75,7 +75,7 @@ class Optimizer(ABC):
         if not len(self): raise StateError(f"{self.name} was told nothing yet, so it recommends nothing; tell it some outcomes first.")
         merit = self.utilities
         if not (merit > -torch.inf).any(): merit = sum(c.slack(self.history_outcomes[c.name]).clamp(max=0) for c in self.constraints)
-        return take(self.history_designs, [int(torch.as_tensor(merit).argmax())])
+        return take(self.history_designs, [int(torch.as_tensor(merit).nan_to_num(nan=-torch.inf).argmax())])         # NaN: a constraint that a failed run could not measure
 
     def predict(self,
         designs: Any,        # native designs [m]

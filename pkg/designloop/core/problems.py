@@ -141,7 +141,8 @@ class Problem:
                                    f"[{n}{f', {len(self.outcome_names)}' if len(self.outcome_names) > 1 else ''}] for {self.outcome_names}.")
             raw = Outcomes(values, self.outcome_names)
         if len(raw) != n: raise OutcomeError(f"problem {self.name!r} returned {len(raw)} outcomes for {n} designs.")
-        bad = ~(torch.isfinite(raw.values) | failed(self.objectives, self.constraints, raw))
+        bad = ~torch.isfinite(raw.values)
+        if bad.any(): bad &= ~failed(self.constraints, raw)
         if bad.any():
             i, j = (int(k) for k in bad.nonzero()[0])
             raise OutcomeError(f"problem {self.name!r} returned {float(raw.values[i, j])} for {raw.names[j]!r} of design {i}; return a finite number, {FAILED}.")
@@ -166,7 +167,8 @@ def feasible(constraints: Sequence[Constraint], outcomes: Outcomes) -> Tensor:
 FAILED = ("for a failed run the worst value that makes sense; an optimizer that takes failures may also get NaN there, beside a constraint such as "
           "Constraint('worked', '>=', 0.5) that is measured as 0")      # the advice of every refusal of a NaN
 
-def failed(objectives: Sequence[Objective], constraints: Sequence[Constraint], outcomes: Outcomes) -> Tensor:
-    "Which numbers are missing for a reason, bool [n, m]: an objective is NaN where a constraint is violated. A constraint itself is always a number."
-    aims = {o.name for o in objectives} - {c.name for c in constraints}
-    return outcomes.values.isnan() & ~feasible(constraints, outcomes)[:, None] & torch.tensor([n in aims for n in outcomes.names])
+def failed(constraints: Sequence[Constraint], outcomes: Outcomes) -> Tensor:
+    "Which numbers are missing for a reason, bool [n, m]: they are NaN in a row that was measured to violate some constraint."
+    violated = torch.zeros(len(outcomes), dtype=torch.bool)
+    for c in constraints: violated |= c.slack(outcomes[c.name]) < 0
+    return outcomes.values.isnan() & violated[:, None]
