@@ -1,4 +1,5 @@
 """Bayesian optimization: identities, peers, bad input, and the contract's finer points. Seeds are fixed; sampled checks allow five standard errors."""
+import math
 import pickle
 import warnings
 
@@ -21,7 +22,7 @@ from designloop.optimizers.bayes_acquisition import (
     TargetImprovement,
     ThompsonSampling,
 )
-from designloop.optimizers.bayesian import ACQUISITIONS, BayesianOptimizer, Bend
+from designloop.optimizers.bayesian import ACQUISITIONS, BayesianOptimizer, Belief, Bend, fit_bent, score_of
 from designloop.optimizers.bayesian_exotic import Environments, TaskGP, integrated_knowledge_gradient, integrated_moments
 from designloop.optimizers.inner_search import SpaceMoves, climb, maximize
 from designloop.optimizers.knowledge_gradient import (
@@ -183,7 +184,7 @@ def test_stacked_processes_answer_as_each_alone():
     groups = categorical_groups(BIKE)
     gps = [GaussianProcess(groups).fit(X, y * k + k) for k in (1.0, 100.0, -0.01)]
     Q = data(12, seed=1, space=BIKE)[0].reshape(4, 3, -1)
-    for several in (gps, [gps[0], GaussianProcess(groups, noise="none").fit(X, y)]):          # one form, and two
+    for several in (gps, [gps[0], GaussianProcess(groups, noise="none").fit(X, y), gps[2]]):          # one form, and two
         stack = ProcessStack(several)
         for k, v in enumerate(stack.posterior(Q)): assert torch.allclose(v, torch.stack([gp.posterior(Q)[k] for gp in several]), rtol=1e-9)
 
@@ -300,6 +301,37 @@ def test_constraints_are_searched_for_and_kept():
     assert bool(LIMITED.feasible(LIMITED.evaluate(x))) and 0 <= float(search.feasibility(x)) <= 1
 
 
+CLIFF = Problem("cliff", Box([(0, 1)] * 2), Objective("y"), [Constraint("g", "<=", 0.5)],
+                function=lambda x, fidelity, rng: {"y": 10 * x[:, 0] ** 2 + x[:, 1], "g": x[:, 0]})      # the best values are forbidden; the best allowed one is 3.5
+
+
+@pytest.mark.parametrize("acquisition", ["plugin", "aei", "ei_noisy", "kg"])
+def test_forbidden_designs_are_no_incumbent(acquisition):
+    "Eight shared measurements, of which the best is forbidden; one seed, six proposals. A search that takes it for the incumbent stays above a regret of 1."
+    x = CLIFF.space.sample(8, np.random.default_rng(3), "sobol")
+    search = BayesianOptimizer(CLIFF, acquisition, bend=False, candidates=128, initial=2)
+    search.tell(x, CLIFF.evaluate(x))
+    optimize(CLIFF, search, 6, 1, progress=False)
+    assert search.utilities.max() > 3.4
+
+
+def test_only_feasible_data_and_likely_designs_may_be_the_best():
+    search = BayesianOptimizer(CLIFF, bend=False, noise="none", initial=2)
+    x = CLIFF.space.sample(8, np.random.default_rng(3), "sobol")
+    search.tell(x, CLIFF.evaluate(x))
+    b, rng = search.belief, np.random.default_rng(0)
+    for name in ("plugin", "aei", "lognei", "logei"):
+        cls, options = ACQUISITIONS[name]
+        assert cls(b.utility, None, rng, among=b.among, **options).best <= float(b.utility.y[b.among].max()) + 1e-3 < float(b.utility.y.max()) - 1, name
+    assert torch.equal(NoisyExpectedImprovement(b.utility, among=b.among).designs, b.utility.X[b.among])
+    kg = KnowledgeGradient(b.utility, among=b.among, likely=b.log_feasibility)
+    kept = (torch.cdist(kg.designs, b.utility.X[b.among]) < 1e-9).any(1)
+    assert ((b.log_feasibility(kg.designs) >= np.log(0.5)) | kept).all() and kg.designs[:, 0].max() < 0.7
+    alone = KnowledgeGradient(b.utility, among=b.among, designs=b.utility.X[b.among], likely=b.log_feasibility)
+    Q = torch.as_tensor(rng.random((20, 1, 2)))
+    assert torch.allclose(alone.evaluate(Q), NoisyExpectedImprovement(b.utility, among=b.among).evaluate(Q)), "with the measured designs alone it is noisy EI"
+
+
 def test_targets_minima_mixed_fields_and_batches():
     aim = Problem("aim", Box([(0, 1)] * 2), Objective("y", 0.4), function=LINE._function)
     assert optimize(aim, BayesianOptimizer(aim), 12, 1, progress=False).utilities.max() > -0.02
@@ -361,6 +393,90 @@ def test_bad_outcomes_are_named_and_change_nothing():
     assert len(search) == 2
 
 
+def test_runs_that_failed_are_learnt_from():
+    "Runs beyond x0 = 0.6 fail without a value, also without one of the second constraint: they are told, not repeated, and the top of the allowed part is found."
+    works = Problem("works", Box([(0, 1)] * 2), Objective("y"), [Constraint("worked", ">=", 0.5), Constraint("heat", "<=", 2.0)])
+    def run(x):
+        fails, y, heat = x[:, 0] > 0.6, -(x - torch.tensor([0.5, 0.3])).square().sum(1), x.sum(1)
+        return Outcomes(torch.stack([y, (~fails).double(), heat], 1).masked_fill(fails[:, None] & torch.tensor([True, False, True]), torch.nan), works.outcome_names)
+    search = BayesianOptimizer(works, seed=1, candidates=128)
+    for _ in range(12):
+        x = search.ask(1)
+        search.tell(x, run(x))
+    outcomes = search.history_outcomes
+    assert len(search) == 12 and 2 <= int(outcomes["y"].isnan().sum()) <= 8 and torch.equal(outcomes["y"].isnan(), search.history_designs[:, 0] > 0.6)
+    assert torch.cdist(search.history_designs, search.history_designs)[~torch.eye(12, dtype=torch.bool)].min() > 1e-3, "no design comes twice"
+    assert search.utilities.max() > -0.01 and bool((search.recommend()[:, 0] <= 0.6).all())
+    assert len(search.belief.utility.y) == int(outcomes["y"].isfinite().sum()) and len(search.belief.slacks[0].y) == 12
+    assert search.predict(search.history_designs)["y"].notna().all()
+    twin = pickle.loads(pickle.dumps(search))
+    assert torch.equal(twin.ask(2), search.ask(2))
+
+
+def test_failures_alone_are_a_search_for_feasible_designs():
+    works = Problem("works", Box([(0, 1)] * 2), Objective("y"), [Constraint("worked", ">=", 0.5)])
+    search, x = BayesianOptimizer(works, initial=2, candidates=128), torch.tensor([[0.5, 0.5], [0.6, 0.5], [0.5, 0.4]])
+    search.tell(x, Outcomes([[float("nan"), 0.0]] * 3, ("y", "worked")))
+    assert search.belief.utility is None and search.recommend().shape == (1, 2)
+    assert torch.cdist(search.ask(2).double(), x.double()).min() > 0.2, "it looks away from where all failed"
+    with pytest.raises(StateError, match="0 of 3 runs"): search.predict(x)
+    search.tell(torch.tensor([[0.1, 0.1]]), Outcomes([[1.0, 1.0]], ("y", "worked")))
+    assert torch.equal(search.recommend().float(), torch.tensor([[0.1, 0.1]])) and search.ask(1).shape == (1, 2)
+    search.tell(torch.tensor([[0.2, 0.1]]), Outcomes([[1.5, 1.0]], ("y", "worked")))
+    assert search.belief.utility is not None and search.ask(1).shape == (1, 2)
+    with pytest.raises(OutcomeError, match="violates no constraint") as e: search.tell(x[:2], Outcomes([[1.0, 1.0], [float("nan"), 1.0]], ("y", "worked")))
+    assert e.value.row == 1 and len(search) == 5
+    with pytest.raises(OutcomeError, match=r"Constraint\('worked'"): BayesianOptimizer(LINE).tell(x, Outcomes([1.0, float("nan"), 2.0], ("y",)))
+
+
+def test_runs_under_way_are_not_proposed_again():
+    search = BayesianOptimizer(LINE, seed=1, noise="none", candidates=128)
+    x = search.ask(6)
+    search.tell(x, LINE.evaluate(x))
+    before = pickle.dumps(search)
+    first = search.ask(1)
+    second = search.ask(1, pending=first)
+    third = search.ask(1, pending=torch.cat([first, second]))
+    assert torch.cdist(third, torch.cat([first, second])).min() > 0.02 and float((second - first).norm()) > 0.02
+    twin = pickle.loads(before)
+    assert torch.equal(twin.ask(1, pending=None), first)
+    with pytest.raises(DesignError): twin.ask(1, pending=torch.tensor([[0.5, 2.0]]))
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: BayesianOptimizer(Box([(0, 1)])), "problem is a Box"),
+    (lambda: BayesianOptimizer(Problem("two", Box([(0, 1)]), [Objective("y"), Objective("z")])), "MultiFidelityParetoBO"),
+    (lambda: BayesianOptimizer(Problem("bike", BIKE, Objective("y")), "pes"), "choices"),
+    (lambda: BayesianOptimizer(LINE, "kg", batch="joint"), "batch='believer'"),
+    (lambda: BayesianOptimizer(Problem("t", Box([(0, 1)]), Objective("y", 1.0)), batch="joint"), "target 1"),
+    (lambda: BayesianOptimizer(LINE, "qlogei", batch="joint", options=dict(draws=3)), "draws"),
+    (lambda: BayesianOptimizer(LINE).tell(torch.tensor([[0.1, 0.2], [0.1, 0.2]]), Outcomes([1.0, 5.0], ("y",)), yvar=[0.0, 0.0]), "both are exact"),
+    *[(lambda options=options: BayesianOptimizer(LINE, **options).tell(torch.rand(2, 2), Outcomes([1.0, 5.0], ("y",)), gradients=torch.ones(2, 2)), says) for options, says in
+      ((dict(acquisition="jes"), "acquisition='jes'"), (dict(batch="joint"), "batch='joint'"), (dict(surrogate=dict(hyperparameters="bayes")), "hyperparameters='bayes'"),
+       (dict(surrogate=dict(kernel="matern52")), "kernel='matern52'"))],
+])
+def test_what_is_not_honoured_is_refused(make, says):
+    with pytest.raises((ParameterError, OutcomeError)) as e: make()
+    assert says in str(e.value)
+
+
+def test_values_that_are_not_exact_may_differ_at_one_design():
+    search = BayesianOptimizer(LINE)
+    search.tell(torch.tensor([[0.1, 0.2], [0.1, 0.2]]), Outcomes([1.0, 5.0], ("y",)), yvar=[0.0, 1.0])
+    with pytest.raises(OutcomeError, match="rows 0 and 2"): search.tell(torch.tensor([[0.1, 0.2]]), Outcomes([2.0], ("y",)), yvar=[0.0])
+
+
+@pytest.mark.parametrize("acquisition", ["kg", "ts"])
+def test_sets_of_designs_are_designs_of_a_mixed_space(acquisition):
+    limited = Mixed({**BIKE.fields, "wall": Real(0, 30)}, limits=[Inequality({"wall": 1, "tube": -0.5}, "<=", 0)])
+    X, y = data(space=limited)
+    every = torch.ones(len(y), dtype=torch.bool)
+    belief = Belief(GaussianProcess(categorical_groups(limited)).fit(X, y), Bend(), [], X, every, every)
+    scored = score_of(belief, acquisition, np.random.default_rng(0), moves=SpaceMoves(limited)).__self__
+    designs = scored.designs if acquisition == "kg" else scored.path.X
+    assert len(designs) >= 64 and torch.allclose(limited.encode(limited.decode(designs)), designs, atol=1e-6)
+
+
 def test_warnings_for_many_fields_and_constant_values():
     with pytest.warns(UserWarning, match="21 fields"): BayesianOptimizer(Problem("wide", Box([(0, 1)] * 21), Objective("y")))
     flat = Problem("flat", Box([(0, 1)]), Objective("y"), function=lambda x, fidelity, rng: torch.zeros(len(x)))
@@ -402,3 +518,17 @@ def test_the_laboratory_speaks_with_it(tmp_path):
     assert "chance of failure" in recipe and any("expected" in c for c in recipe)
     said = lab.optimizer.predict(LIMITED.space.sample(5, np.random.default_rng(0)))
     assert (said["y low"] <= said["y"]).all() and (said["y"] <= said["y high"]).all() and said["chance of failure"].between(0, 1).all()
+
+
+def test_the_data_choose_a_curve_for_slacks():
+    X = torch.as_tensor(np.random.default_rng(0).random((30, 2)))
+    wall = torch.exp(12 * X[:, 0]) - 400 * X[:, 1]                                       # spans decades on one side
+    def make(scale): return GaussianProcess(kernel="rbf" if math.isinf(scale) else "matern52")
+    assert not math.isinf(fit_bent(X, wall, make, about="bound")[1].scale)
+    assert math.isinf(fit_bent(X, X.sum(1) - 1, make, about="bound")[1].scale)           # a plane is left alone
+    with pytest.raises(ParameterError, match="about"): fit_bent(X, wall, make, about="edge")
+    problem = Problem("p", Box([(0, 1)] * 2), Objective("y"), [Constraint("g", ">=", 0.0), Constraint("worked", ">=", 0.5)])
+    opt = BayesianOptimizer(problem, seed=0)
+    opt.tell(X, Outcomes(torch.stack([X[:, 0], wall, (X[:, 1] > 0.4).double()], 1), ("y", "g", "worked")))
+    assert [gp._form.kernel for gp in opt.belief.slacks] == ["matern52", "matern52"] and float(opt.belief.slacks[0].y.max()) < 0.5 * float(wall.max())
+    assert torch.equal(opt.belief.slacks[1].y, (X[:, 1] > 0.4).double() - 0.5), "a label is a step, which no curve changes"

@@ -32,9 +32,11 @@ class Acquisition(ABC):
         model: GaussianProcess,                    # posterior of the utility
         best: float | None = None,                 # best value so far; default: the largest posterior mean at a measured design
         rng: np.random.Generator | None = None,    # base samples, drawn once: the acquisition is a fixed function
+        among: Tensor | None = None,               # which of the data may be the best, bool [n]: the feasible ones; default all
     ):
         self.model, self.rng = model, rng if rng is not None else np.random.default_rng(0)
-        with torch.no_grad(): self.best = float(model.posterior(model.X)[0].max()) if best is None else check_number("best", best)
+        self.known = model.X if among is None else model.X[among]
+        with torch.no_grad(): self.best = float(model.posterior(self.known)[0].max()) if best is None else check_number("best", best)
 
     @abstractmethod
     def evaluate(self, X: Tensor) -> Tensor: "Values [b] of batches X [b, q, d] of encoded designs; differentiable in X."
@@ -70,10 +72,10 @@ class ProbabilityOfImprovement(Acquisition):
     "Logarithm of the probability to exceed `best` by a margin."
     log = True
 
-    def __init__(self, model, best=None, rng=None,
+    def __init__(self, model, best=None, rng=None, among=None,
         margin: float = 0.01,      # in standard deviations of the measured values
     ):
-        super().__init__(model, best, rng)
+        super().__init__(model, best, rng, among)
         self.best += check_number("margin", margin, 0) * model.scale
 
     def evaluate(self, X):
@@ -84,10 +86,10 @@ class ProbabilityOfImprovement(Acquisition):
 class UpperConfidenceBound(Acquisition):
     "Posterior mean plus sqrt(beta) standard deviations (Srinivas et al. 2010)."
 
-    def __init__(self, model, best=None, rng=None,
+    def __init__(self, model, best=None, rng=None, among=None,
         beta: float = 4.0,         # squared number of standard deviations
     ):
-        super().__init__(model, best, rng)
+        super().__init__(model, best, rng, among)
         self.beta = check_number("beta", beta, 0)
 
     def evaluate(self, X):
@@ -98,14 +100,15 @@ class UpperConfidenceBound(Acquisition):
 class PluginImprovement(LogExpectedImprovement):
     "Expected improvement over the largest measured value, in logarithms; over-exploits lucky draws under noise (Frazier 2018, section 5.1)."
 
-    def __init__(self, model, best=None, rng=None): super().__init__(model, float(model.y.max()), rng)
+    def __init__(self, model, best=None, rng=None, among=None):
+        super().__init__(model, float((model.y if among is None else model.y[among]).max()), rng, among)
 
 class AugmentedImprovement(LogExpectedImprovement):
     "Augmented expected improvement of sequential kriging optimization, in logarithms (Huang, Allen, Notz & Zeng 2006, eq. 12)."
 
-    def __init__(self, model, best=None, rng=None):
-        with torch.no_grad(): mean, variance = model.posterior(model.X)
-        super().__init__(model, float(mean[(mean - variance.sqrt()).argmax()]), rng)
+    def __init__(self, model, best=None, rng=None, among=None):
+        with torch.no_grad(): mean, variance = model.posterior(model.X if among is None else model.X[among])
+        super().__init__(model, float(mean[(mean - variance.sqrt()).argmax()]), rng, among)
 
     def evaluate(self, X):
         variance, noise = self._single(X)[1].mean(0), self.model.noise_variance
@@ -117,16 +120,14 @@ class LogNoisyImprovement(Acquisition):
     "Logarithm of expected improvement over the unknown best of the measured designs (Letham et al. 2019, eq. 10; one candidate, closed form given their values)."
     log = True
 
-    def __init__(self, model, best=None, rng=None,
-        among: Tensor | None = None,      # which of the data may be the best, bool [n]; default all
-        draws: int = 32,                  # Sobol draws of their values
+    def __init__(self, model, best=None, rng=None, among=None,
+        draws: int = 32,                  # Sobol draws of the values of the data that may be the best
         rivals: int = 40,                 # how many of them count, at most: those of the largest mean plus two standard deviations
     ):
-        super().__init__(model, best, rng)
-        X = model.X if among is None else model.X[among]
+        super().__init__(model, best, rng, among)
         with torch.no_grad():
-            mean, variance = model.posterior(X)
-            self.rivals = X[(mean + 2 * variance.sqrt()).topk(min(check_number("rivals", rivals, 1, integer=True), len(X))).indices]
+            mean, variance = model.posterior(self.known)
+            self.rivals = self.known[(mean + 2 * variance.sqrt()).topk(min(check_number("rivals", rivals, 1, integer=True), len(self.known))).indices]
             m = len(self.rivals)
             self.lower = torch.linalg.cholesky(model.covariances(self.rivals, self.rivals) + 1e-6 * model.scale**2 * torch.eye(m, dtype=torch.float64))
             self.z = torch.special.ndtri(torch.as_tensor(unit_points(check_number("draws", draws, 1, integer=True), m, self.rng, "sobol")).clamp(1e-9, 1 - 1e-9))
@@ -158,11 +159,11 @@ class TargetImprovement(Acquisition):
 class ThompsonSampling(Acquisition):
     "The values of one function drawn from the posterior (Thompson 1933): drawn at `points` designs, interpolated between."
 
-    def __init__(self, model, best=None, rng=None,
+    def __init__(self, model, best=None, rng=None, among=None,
         points: int = 256,              # designs at which the function is drawn
-        pool: Tensor | None = None,     # those designs, encoded [points, d]
+        pool: Tensor | None = None,     # those designs, encoded [points, d]; default a Sobol design of the unit cube and the neighbours of the best
     ):
-        super().__init__(model, best, rng)
+        super().__init__(model, best, rng, among)
         if pool is None:
             near = model.X[model.posterior(model.X)[0].topk(min(5, len(model.X))).indices]
             steps = torch.as_tensor(self.rng.normal(size=(points // 4, near.shape[1])) * self.rng.choice([0.02, 0.1], size=(points // 4, 1)))
@@ -175,21 +176,22 @@ class ThompsonSampling(Acquisition):
         return self.path.posterior(X)[0][..., 0]
 
 class MonteCarloImprovement(Acquisition):
-    "BoTorch's q-log-EI, or with `noisy` q-log-NEI, of q designs together, `pending` ones included."
+    """BoTorch's q-log-EI, or with `noisy` q-log-NEI, of q designs together, `pending` ones included. Without `noisy` the best so far is a number, the
+    largest posterior mean at a measured design, however uncertain noise leaves it."""
     log, joint = True, True
 
-    def __init__(self, model, best=None, rng=None,
+    def __init__(self, model, best=None, rng=None, among=None,
         noisy: bool = False,              # integrate over the values at the measured designs?
         samples: int = 128,               # Sobol draws
         pending: Tensor | None = None,    # designs already chosen, encoded [p, d]
     ):
-        super().__init__(model, best, rng)
+        super().__init__(model, best, rng, among)
         from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
         from botorch.sampling import SobolQMCNormalSampler
         sampler = SobolQMCNormalSampler(torch.Size([samples]), seed=int(self.rng.integers(2**31)))
         with torch.random.fork_rng():
             torch.manual_seed(int(self.rng.integers(2**31)))
-            self.inner = qLogNoisyExpectedImprovement(model.botorch, X_baseline=model.X, sampler=sampler, X_pending=pending, prune_baseline=True) if noisy \
+            self.inner = qLogNoisyExpectedImprovement(model.botorch, X_baseline=self.known, sampler=sampler, X_pending=pending, prune_baseline=True) if noisy \
                 else qLogExpectedImprovement(model.botorch, best_f=self.best, sampler=sampler, X_pending=pending)
 
     def evaluate(self, X): return self.inner(X)
@@ -197,11 +199,12 @@ class MonteCarloImprovement(Acquisition):
 class EntropySearch(Acquisition):
     "What a measurement tells about the optimum, by BoTorch: `mes` about its value, `pes` about its place, `jes` about both."
 
-    def __init__(self, model, best=None, rng=None,
-        about: str = "mes",        # "mes" (Wang & Jegelka 2017), "pes" (Hernández-Lobato et al. 2014) or "jes" (Hvarfner et al. 2022)
-        optima: int = 8,           # draws of the optimum
+    def __init__(self, model, best=None, rng=None, among=None,
+        about: str = "mes",              # "mes" (Wang & Jegelka 2017), "pes" (Hernández-Lobato et al. 2014) or "jes" (Hvarfner et al. 2022)
+        optima: int = 8,                 # draws of the optimum
+        pool: Tensor | None = None,      # where "mes" looks for optima besides the measured designs, encoded [m, d]; default a Sobol design of the unit cube
     ):
-        super().__init__(model, best, rng)
+        super().__init__(model, best, rng, among)
         check_choice("about", about, ["mes", "pes", "jes"])
         d = model.X.shape[1]
         bounds = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, d)
@@ -213,8 +216,8 @@ class EntropySearch(Acquisition):
             from botorch.acquisition.utils import get_optimal_samples
             botorch = model.botorch
             if about == "mes":
-                pool = torch.cat([model.X, torch.as_tensor(unit_points(512, d, self.rng, "sobol"))])
-                self.inner = qMaxValueEntropy(botorch, pool, num_mv_samples=optima)
+                pool = torch.as_tensor(unit_points(512, d, self.rng, "sobol")) if pool is None else pool
+                self.inner = qMaxValueEntropy(botorch, torch.cat([model.X, pool]), num_mv_samples=optima)
             else:
                 places, values = get_optimal_samples(botorch, bounds, optima, raw_samples=128, num_restarts=4)
                 self.inner = qPredictiveEntropySearch(botorch, places) if about == "pes" else qJointEntropySearch(botorch, places, values)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.errors import OutcomeError, ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
 from ..core.problems import Constraint, Outcomes, Problem, feasible
-from ..core.spaces import Box, concat, take
+from ..core.spaces import Box, Mixed, concat, take
 from ..models.gradient_gp import GradientGP
 from ..models.surrogates import GaussianProcess, ProcessStack
 from designloop.optimizers.bayes_acquisition import (
@@ -42,7 +42,7 @@ from .inner_search import SpaceMoves, maximize
 from .knowledge_gradient import KnowledgeGradient, NoisyExpectedImprovement
 
 # %% auto #0
-__all__ = ['BENDS', 'MARGIN', 'ACQUISITIONS', 'Bend', 'fit_bent', 'Belief', 'BayesianOptimizer', 'score_of']
+__all__ = ['BENDS', 'MARGIN', 'ACQUISITIONS', 'Bend', 'Squeeze', 'fit_bent', 'Belief', 'BayesianOptimizer', 'score_of']
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #ad115aec
 @dataclass(frozen=True)
@@ -65,22 +65,31 @@ class Bend:
         m = (values * w).sum(-1)
         return m, ((values - m[..., None]).square() * w).sum(-1).sqrt()
 
-BENDS = (math.inf, 1.0, 0.1, 0.01)       # scales tried, in units of the median distance to the best
+@dataclass(frozen=True)
+class Squeeze:
+    "A curve on slacks that keeps the bound at 0: sign(s) log(1 + |s| / scale); an infinite scale leaves them as they are."
+    scale: float = math.inf
+
+    def __call__(self, s: Tensor) -> Tensor: return s if math.isinf(self.scale) else s.sign() * torch.log1p(s.abs() / self.scale)
+    def log_slope(self, s: Tensor) -> Tensor: return torch.zeros_like(s) if math.isinf(self.scale) else -torch.log(self.scale + s.abs())
+
+BENDS = (math.inf, 1.0, 0.1, 0.01)       # scales tried, in units of the median distance to the best, or to the bound
 MARGIN = 2.0                             # nats by which a bent process must be ahead of the plain one
 
 def fit_bent(
     X: Tensor,                                      # encoded designs [n, d]
-    u: Tensor,                                      # utilities [n]; bigger is better
+    u: Tensor,                                      # utilities [n], bigger is better; or slacks
     make: Callable[[float], GaussianProcess],       # makes an empty process for values bent at a scale
     scales: tuple[float, ...] = BENDS,              # which curves to try
     start: dict[float, tuple] | None = None,        # `warmth` of the last fit by scale; updated
-) -> tuple[GaussianProcess, Bend]:                  # the most probable process, and its curve
+    about: str = "best",                            # what the curve starts from: "best" for utilities, "bound" for slacks
+) -> tuple[GaussianProcess, Bend | Squeeze]:        # the most probable process, and its curve
     "Fit one process per curve and keep the most probable one, the change of variables accounted for."
-    start, found = {} if start is None else start, None
-    gap = u.max() - u
+    start, found, top = {} if start is None else start, None, float(u.max())
+    gap = top - u if check_choice("about", about, ["best", "bound"]) == "best" else u.abs()
     unit = float(gap[gap > 0].median()) if (gap > 0).any() else 1.0
     for s in scales:
-        bend = Bend(float(u.max()), s * unit)
+        bend = Bend(top, s * unit) if about == "best" else Squeeze(s * unit)
         gp = make(s).start_from(start.get(s), len(u)).fit(X, bend(u))
         start[s] = gp.warmth
         evidence = (MARGIN if math.isinf(s) else 0.0) + getattr(gp, "log_posterior", 0.0) - len(u) * math.log(gp.scale) + float(bend.log_slope(u).sum())
@@ -91,10 +100,12 @@ def fit_bent(
 @dataclass
 class Belief:
     "The processes of one round, on encoded designs."
-    utility: GaussianProcess                             # of the (bent) utility, or of the raw value for a target
+    utility: GaussianProcess | None                      # of the (bent) utility, or of the raw value for a target; None while fewer than two are known
     bend: Bend                                           # the curve on utilities
-    slacks: list[GaussianProcess]                        # one per constraint, of its (squeezed) slack
-    feasible: Tensor                                     # bool [n], which of the data keep every constraint
+    slacks: list[GaussianProcess]                        # one per constraint with two values or more, of its (squeezed) slack
+    X: Tensor                                            # all designs told [n, d]
+    feasible: Tensor                                     # bool [n], which of them keep every constraint
+    measured: Tensor                                     # bool [n], which of them have a utility: those of the process; a run that failed may have none
     target: float | None = None                          # value to hit, if that is the goal
     pending: list[Tensor] = field(default_factory=list)  # designs chosen but not measured
 
@@ -107,34 +118,36 @@ class Belief:
         return torch.special.log_ndtr(mean / variance.sqrt()).sum(0)
 
     @property
+    def among(self) -> Tensor:
+        "Which designs of the utility's process are feasible, bool [measured]: those that may be the best."
+        return self.feasible[self.measured]
+
+    @property
     def best(self) -> float | None:
         "Largest posterior mean utility at a feasible design; None if there is none."
-        if not self.feasible.any(): return None
-        with torch.no_grad(): mean = self.utility.posterior(self.utility.X[self.feasible])[0]
+        if self.utility is None or not self.feasible.any(): return None
+        with torch.no_grad(): mean = self.utility.posterior(self.utility.X[self.among])[0]
         return float(mean.max()) if self.target is None else -float((mean - self.target).abs().min())
 
     def believe(self, x: Tensor) -> Belief:
         "What would be believed if the design x [d] came out as expected (Kriging believer)."
         new, x = copy.copy(self), x[None]
-        new.utility = self.utility.believe(x)
+        if self.utility is not None: new.utility = self.utility.believe(x)
         new.slacks = [gp.believe(x) for gp in self.slacks]
         new.__post_init__()
         with torch.no_grad(): ok = all(float(gp.posterior(x)[0]) >= 0 for gp in self.slacks)
-        new.feasible, new.pending = torch.cat([self.feasible, torch.tensor([ok])]), [*self.pending, x[0]]
+        new.X, new.feasible, new.pending = torch.cat([self.X, x]), torch.cat([self.feasible, torch.tensor([ok])]), [*self.pending, x[0]]
+        new.measured = torch.cat([self.measured, torch.tensor([self.utility is not None])])
         return new
 
     def centres(self, count: int = 5) -> Tensor:
         "The best designs of the data, encoded: by belief among the feasible, else by probability to be feasible."
-        X = self.utility.X
         with torch.no_grad():
-            merit = self.utility.posterior(X)[0] if self.target is None else -(self.utility.posterior(X)[0] - self.target).abs()
-            merit = torch.where(self.feasible, merit, -torch.inf) if self.feasible.any() else self.log_feasibility(X)
+            if self.best is None: X, merit = self.X, self.log_feasibility(self.X)
+            else:
+                X, mean = self.utility.X, self.utility.posterior(self.utility.X)[0]
+                merit = torch.where(self.among, mean if self.target is None else -(mean - self.target).abs(), -torch.inf)
         return X[merit.topk(min(count, len(X))).indices]
-
-def _squeeze(slack: Tensor) -> Tensor:
-    size = slack.abs()
-    middle = float(size.median())
-    return torch.sign(slack) * torch.log1p(size / middle) if middle > 0 and float(size.max()) > 10 * middle else slack
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #6d665a4f
 ACQUISITIONS: dict[str, tuple[type[Acquisition], dict]] = {
@@ -143,26 +156,32 @@ ACQUISITIONS: dict[str, tuple[type[Acquisition], dict]] = {
     "ei_noisy": (NoisyExpectedImprovement, {}), "kg": (KnowledgeGradient, {}), "pi": (ProbabilityOfImprovement, {}), "ucb": (UpperConfidenceBound, {}),
     "ts": (ThompsonSampling, {}), "mes": (EntropySearch, {"about": "mes"}), "pes": (EntropySearch, {"about": "pes"}), "jes": (EntropySearch, {"about": "jes"}),
     "nei": (MonteCarloImprovement, {"noisy": True}), "qlogei": (MonteCarloImprovement, {})}
+_BOTORCH = ("mes", "pes", "jes", "nei", "qlogei")                                                      # computed on BoTorch's model, which knows no gradients
 _WEIGHABLE = ("lognei", "logei", "ei", "plugin", "aei", "ei_noisy", "kg", "pi", "qlogei", "nei")      # worths that a probability may multiply
 
 class BayesianOptimizer(Optimizer):
-    "Bayesian optimization on a box or a mixed space (Frazier 2018); constraints, batches, noise, gradients."
+    "Bayesian optimization on a box or a mixed space (Frazier 2018); constraints, failed runs, batches, noise, gradients."
     name = "bayesian optimization"
+    takes_failures = True                    # a run that violates a constraint may have NaN for what it could not measure
 
     def __init__(self,
-        problem: Problem,                    # read for its space, first objective and constraints
+        problem: Problem,                    # read for its space, objective and constraints
         acquisition: str = "auto",           # a name of `ACQUISITIONS`; "auto": "lognei" for values as measured, "logei" for bent ones
         seed: int = 0,                       # root of the random streams
-        noise: str | float = "infer",        # "infer", "none", or the variance of the objective's noise
+        noise: str | float = "infer",        # "infer", "none", or the variance of the objective's noise; give it where it is known: few values say little of it
         initial: int | None = None,          # designs before the first fit; default 2 (fields + 1)
-        batch: str = "believer",             # "believer", or "joint" for q-log-EI of the whole batch
+        batch: str = "believer",             # "believer", or "joint" for q-log-EI (q-log-NEI with "nei") of the whole batch
         bend: bool = True,                   # may utilities be bent? (not with known noise, gradients or a target)
         surrogate: dict | None = None,       # options of `GaussianProcess`, e.g. dict(hyperparameters="bayes")
         options: dict | None = None,         # options of the acquisition, e.g. dict(beta=9)
         candidates: int = 1024,              # designs scored before the climb
         budget: int | None = None,           # evaluations in all; more are refused
     ):
+        if not isinstance(problem, Problem): raise ParameterError(f"problem is a {type(problem).__name__}; give Problem('name', space, Objective('y')).")
         super().__init__(problem, seed)
+        if len(self.objectives) > 1:
+            raise ParameterError(f"problem {problem.name!r} has the objectives {[o.name for o in self.objectives]}, and one is optimized; give a problem with one of them "
+                                 "and bound the others by constraints, or use MultiFidelityParetoBO, which finds the front of two.")
         self.moves = SpaceMoves(self.space)
         self.acquisition, self.options = check_choice("acquisition", acquisition, ["auto", *ACQUISITIONS]), dict(options or {})
         self.surrogate = {"noise": noise, **(surrogate or {})}
@@ -175,19 +194,26 @@ class BayesianOptimizer(Optimizer):
         self.target = None if isinstance(self.objectives[0].goal, str) else float(self.objectives[0].goal)
         if self.target is not None and acquisition not in ("auto", "logei", "ei"):
             raise ParameterError(f"acquisition={acquisition!r} cannot aim at the target {self.target:g}; use 'logei', or an objective that is maximized or minimized.")
+        if self.batch == "joint" and (self.target is not None or acquisition not in ("auto", "logei", "qlogei", "nei")):
+            raise ParameterError("batch='joint' is not there for " + (f"the target {self.target:g}; use batch='believer'." if self.target is not None else
+                                 f"acquisition={acquisition!r}; use batch='believer', or one of 'auto', 'logei', 'qlogei', 'nei'."))
+        if acquisition in ("pes", "jes") and (self.moves.groups or self.moves.limited):
+            raise ParameterError(f"acquisition={acquisition!r} works on numbers without limits between fields only, and the space has "
+                                 f"{'choices' if self.moves.groups else 'limits'}; use 'mes', or another one.")
         if self.constraints and acquisition not in ("auto", *_WEIGHABLE):
             raise ParameterError(f"acquisition={acquisition!r} has no form with constraints; use one of {', '.join(_WEIGHABLE)}.")
         for option in self.surrogate: check_choice("surrogate", option, list(inspect.signature(GaussianProcess).parameters)[1:])
         GaussianProcess(self.moves.groups, **self.surrogate)                       # refuses bad options now
-        known = [p for k in ACQUISITIONS["lognei" if acquisition == "auto" else acquisition][0].__mro__ if "__init__" in vars(k) for p in inspect.signature(k.__init__).parameters]
-        for option in self.options: check_choice("options", option, [p for p in known if p not in ("self", "model", "best", "rng", "among", "args", "kwargs")])
+        scored = ("nei" if acquisition == "nei" else "qlogei") if self.batch == "joint" else "lognei" if acquisition == "auto" else acquisition
+        known = [p for k in ACQUISITIONS[scored][0].__mro__ if "__init__" in vars(k) for p in inspect.signature(k.__init__).parameters]
+        for option in self.options: check_choice("options", option, [p for p in known if p not in ("self", "model", "best", "rng", "among", "likely", "pending", "args", "kwargs")])
         if fields > 20:
             warnings.warn(f"{fields} fields are many for Bayesian optimization on one global belief (about 20 is the limit); freeze fields, or use a trust-region method.",
                           stacklevel=2)
         self._handed, self._start, self._warm, self._yvar, self._gradients, self._known_flat = 0, None, {}, [], [], False
         self._fitted: tuple[int, Belief] | None = None
 
-    def ask(self, n: int = 1) -> Any: raise NotImplementedError        # below, step by step
+    def ask(self, n: int = 1, pending: Any = None) -> Any: raise NotImplementedError        # below, step by step
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #8f0ad2e7
 def _numbers(name: str, values: Any) -> Tensor:
@@ -196,7 +222,7 @@ def _numbers(name: str, values: Any) -> Tensor:
 
 def _tell(self: BayesianOptimizer,
     designs: Any,                        # native designs [n]
-    outcomes: Outcomes,                  # their outcomes
+    outcomes: Outcomes,                  # their outcomes; NaN for what a run that violates a constraint could not measure
     yvar: Tensor | None = None,          # noise variance of the objective [n], squared unit of the objective
     gradients: Tensor | None = None,     # derivatives of the objective by field [n, d], unit of the objective per unit of the field
 ) -> None:
@@ -204,15 +230,19 @@ def _tell(self: BayesianOptimizer,
     if isinstance(outcomes, Outcomes):
         missing = [n for n in [self.objectives[0].name, *(c.name for c in self.constraints)] if n not in outcomes.names]
         if missing: raise OutcomeError(f"outcomes have the columns {outcomes.names} and lack {missing}; measure every objective and constraint.")
-        bad = ~torch.isfinite(outcomes.values)
+        violated = sum([c.slack(outcomes[c.name]) < 0 for c in self.constraints], torch.zeros(len(outcomes), dtype=torch.bool))
+        missing = outcomes.values.isnan() & violated[:, None]
+        bad = ~torch.isfinite(outcomes.values) & ~missing
         if bad.any():
             i, j = (int(k) for k in bad.nonzero()[0])
-            raise OutcomeError(f"row {i} has the value {float(outcomes.values[i, j])} for {outcomes.names[j]!r}; leave that trial out, or report it as infeasible: "
-                               "a finite value, and a constraint such as Constraint('worked', '>=', 0.5).")
-        n = len(outcomes)
+            error = OutcomeError(f"row {i} has the value {float(outcomes.values[i, j])} for {outcomes.names[j]!r} and violates no constraint; leave that trial out, "
+                                 "or report it as failed: NaN, and a constraint such as Constraint('worked', '>=', 0.5) that is measured as 0.")
+            error.row = i
+            raise error
+        n, measured = len(outcomes), torch.isfinite(outcomes[self.objectives[0].name])
         if yvar is not None:
             yvar = _numbers("yvar", yvar).reshape(-1)
-            if yvar.shape != (n,) or not torch.isfinite(yvar).all() or (yvar < 0).any():
+            if yvar.shape != (n,) or not torch.isfinite(yvar[measured]).all() or (yvar < 0).any():
                 raise OutcomeError(f"yvar={yvar.tolist()[:5]} must be {n} finite variances of at least 0, one a design.")
         if len(self) and (yvar is None) != (self._yvar == []): raise OutcomeError("yvar was given for some designs and not for others; give it for all or for none.")
         if gradients is not None:
@@ -221,63 +251,88 @@ def _tell(self: BayesianOptimizer,
                 raise ParameterError("gradients are used on a box without log fields, for an objective that is maximized or minimized; leave them out.")
             if gradients.shape != (n, self.moves.dim):
                 raise OutcomeError(f"gradients have shape {tuple(gradients.shape)}; they must be ({n}, {self.moves.dim}), one derivative per design and field.")
-            if not torch.isfinite(gradients).all():
-                raise OutcomeError(f"gradients hold {float(gradients[~torch.isfinite(gradients)][0])}; give finite derivatives, or leave gradients out of this call.")
-        self._refuse_contradictions(designs, outcomes)
-    Optimizer.tell(self, designs, outcomes)
+            self._refuse_unused()
+            bad = ~torch.isfinite(gradients) & measured[:, None]
+            if bad.any(): raise OutcomeError(f"gradients hold {float(gradients[bad][0])}; give finite derivatives, or leave gradients out of this call.")
+            gradients = torch.where(measured[:, None], gradients, torch.nan)
+        self._refuse_contradictions(designs, outcomes, yvar)
+        Optimizer.tell(self, designs, Outcomes(outcomes.values.masked_fill(missing, 0.0), outcomes.names, outcomes.cost, outcomes.feedback) if missing.any() else outcomes)
+        if missing.any(): self.history_outcomes.values[-n:][missing] = torch.nan
+    else: Optimizer.tell(self, designs, outcomes)                         # says what outcomes are
     if yvar is not None: self._yvar.append(yvar)
     self._gradients.append(torch.full((len(outcomes), self.moves.dim), torch.nan, dtype=torch.float64) if gradients is None else gradients)
 
-def _refuse_contradictions(self: BayesianOptimizer, designs: Any, outcomes: Outcomes) -> None:
-    "Raises `OutcomeError` if exact values (noise='none') differ for one design."
-    if self.surrogate["noise"] != "none" or len(designs) != len(outcomes): return
-    designs = self.space.validate(designs)
+def _refuse_unused(self: BayesianOptimizer) -> None:
+    "Raises `ParameterError` for options that a belief from gradients has no use for."
+    if self.batch == "joint" or self.acquisition in _BOTORCH:
+        raise ParameterError(f"{'batch=' + repr(self.batch) if self.batch == 'joint' else f'acquisition={self.acquisition!r}'} works on values alone; "
+                             "leave gradients out, or use batch='believer' and one of 'auto', 'logei', 'ei', 'kg', 'ucb'.")
+    allowed = dict(noise=None, fixed=None, kernel=("rbf",), hyperparameters=("map", "mle"), mean=("constant",), warp=(False,), seed=None, draws=None)
+    for option, value in self.surrogate.items():
+        if allowed[option] and value not in allowed[option]:
+            raise ParameterError(f"surrogate option {option}={value!r} is not there for gradients, only {option}={allowed[option][0]!r}; leave it out, or leave gradients out.")
+
+def _refuse_contradictions(self: BayesianOptimizer, designs: Any, outcomes: Outcomes, yvar: Tensor | None) -> None:
+    "Raises `OutcomeError` if exact values (noise='none', or a yvar of 0) differ for one design."
+    if (self.surrogate["noise"] != "none" and yvar is None) or len(designs) != len(outcomes): return
+    designs, name = self.space.validate(designs), self.objectives[0].name
     both = designs if not len(self) else concat([self.history_designs, designs])
-    y = outcomes[self.objectives[0].name] if not len(self) else torch.cat([self.history_outcomes[self.objectives[0].name], outcomes[self.objectives[0].name]])
+    y = outcomes[name] if not len(self) else torch.cat([self.history_outcomes[name], outcomes[name]])
+    exact = torch.isfinite(y) & (torch.ones(len(y), dtype=torch.bool) if yvar is None else torch.cat([*self._yvar, yvar]) == 0)
     seen: dict = {}
     for i, key in enumerate(self.space.keys(both)):
+        if not exact[i]: continue
         j = seen.setdefault(key, i)
         if abs(float(y[i] - y[j])) > 1e-9 * max(1.0, abs(float(y[i]))):
-            raise OutcomeError(f"the same design was measured as {float(y[j]):g} and as {float(y[i]):g} (rows {j} and {i} of all), but noise='none'; use noise='infer'.")
+            raise OutcomeError(f"the same design was measured as {float(y[j]):g} and as {float(y[i]):g} (rows {j} and {i} of all), but "
+                               + ("noise='none'; use noise='infer'." if yvar is None else "yvar says that both are exact; give their variance."))
 
-BayesianOptimizer.tell, BayesianOptimizer._refuse_contradictions = _tell, _refuse_contradictions
+BayesianOptimizer.tell, BayesianOptimizer._refuse_unused, BayesianOptimizer._refuse_contradictions = _tell, _refuse_unused, _refuse_contradictions
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #24e58a50
 def _belief(self: BayesianOptimizer) -> Belief:
     "The belief of everything told so far; fitted once."
     if self._fitted is not None and self._fitted[0] == len(self): return self._fitted[1]
     if len(self) < 2: raise StateError(f"{len(self)} design(s) were told; a belief needs at least 2. Evaluate what ask() proposes, and tell.")
-    first, X = self.objectives[0], self.space.encode(self.history_designs)
-    y = self.history_outcomes[first.name]
+    first, every = self.objectives[0], self.space.encode(self.history_designs)
+    measured = torch.isfinite(self.history_outcomes[first.name])
+    gp, bend = self._utility_process(every[measured], self.history_outcomes[first.name][measured], measured) if measured.sum() > 1 else (None, Bend())
+    slacks = []
+    for c in self.constraints:
+        there = torch.isfinite(self.history_outcomes[c.name])             # a failed run may lack another constraint's value
+        rows = self if there.all() else copy.copy(self)
+        if rows is not self: rows.history_outcomes = self.history_outcomes.take(there.numpy())
+        if there.sum() > 1: slacks.append(rows._slack_process(c, every[there]))
+    belief = Belief(gp, bend, slacks, every, feasible(self.constraints, self.history_outcomes), measured, self.target)
+    self._fitted = len(self), belief
+    return belief
+
+def _utility_process(self: BayesianOptimizer, X: Tensor, y: Tensor, measured: Tensor) -> tuple[GaussianProcess, Bend]:
+    first = self.objectives[0]
     if float(y.max() - y.min()) < 1e-12 * max(1.0, float(y.abs().max())) and not self._known_flat:
         self._known_flat = True
-        warnings.warn(f"all {len(y)} values of {first.name!r} are {float(y[0]):g}; designs cannot be told apart yet, and the search looks where it has not been.", stacklevel=3)
-    yvar = torch.cat(self._yvar) if self._yvar else None
-    slopes = torch.cat(self._gradients)
+        warnings.warn(f"all {len(y)} values of {first.name!r} are {float(y[0]):g}; designs cannot be told apart yet, and the search looks where it has not been.", stacklevel=4)
+    yvar = torch.cat(self._yvar)[measured] if self._yvar else None
+    slopes = torch.cat(self._gradients)[measured]
     u = y if self.target is not None else first.utility(y)
     def make(scale: float = math.inf) -> GaussianProcess:
         return GaussianProcess(self.moves.groups, **{"kernel": "rbf" if math.isinf(scale) else "matern52", **self.surrogate})
     if torch.isfinite(slopes).any():
         sign = 1.0 if first.goal == "maximize" else -1.0
-        options = {k: v for k, v in self.surrogate.items() if k in ("noise", "fixed")}
-        gp, bend = GradientGP(**options).fit(X, u, yvar, sign * slopes * (self.space.high - self.space.low)), Bend()
-    elif yvar is not None: gp, bend = make().fit(X, u, yvar), Bend()
-    else:
-        plain = not self.bend or self.target is not None or not isinstance(self.surrogate["noise"], str) or self.surrogate.get("fixed") or len(y) < 5 or self._known_flat
-        gp, bend = fit_bent(X, u, make, BENDS[:1] if plain else BENDS, self._warm)
-    slacks = [self._slack_process(c, X) for c in self.constraints]
-    belief = Belief(gp, bend, slacks, feasible(self.constraints, self.history_outcomes), self.target)
-    self._fitted = len(self), belief
-    return belief
+        options = {k: v for k, v in self.surrogate.items() if k in ("noise", "fixed", "hyperparameters")}
+        return GradientGP(**options).fit(X, u, yvar, sign * slopes * (self.space.high - self.space.low)), Bend()
+    if yvar is not None: return make().fit(X, u, yvar), Bend()
+    plain = not self.bend or self.target is not None or not isinstance(self.surrogate["noise"], str) or self.surrogate.get("fixed") or len(y) < 5 or self._known_flat
+    return fit_bent(X, u, make, BENDS[:1] if plain else BENDS, self._warm)
 
 def _slack_process(self: BayesianOptimizer, constraint: Constraint, X: Tensor) -> GaussianProcess:
     options = {k: v for k, v in self.surrogate.items() if k != "fixed"} | {"noise": "none" if self.surrogate["noise"] == "none" else "infer"}
-    gp = GaussianProcess(self.moves.groups, **options).start_from(self._warm.get(constraint), len(X))
-    gp.fit(X, _squeeze(constraint.slack(self.history_outcomes[constraint.name])))
-    self._warm[constraint] = gp.warmth
-    return gp
+    slack = constraint.slack(self.history_outcomes[constraint.name])
+    label = len(slack.unique()) < 3                                        # a step; no curve changes it
+    def make(scale: float) -> GaussianProcess: return GaussianProcess(self.moves.groups, **{"kernel": "rbf" if math.isinf(scale) and not label else "matern52", **options})
+    return fit_bent(X, slack, make, BENDS[:1] if label else BENDS, self._warm.setdefault(constraint, {}), "bound")[0]
 
-BayesianOptimizer.belief, BayesianOptimizer._slack_process = property(_belief), _slack_process
+BayesianOptimizer.belief, BayesianOptimizer._utility_process, BayesianOptimizer._slack_process = property(_belief), _utility_process, _slack_process
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #814789da
 def score_of(
@@ -286,6 +341,7 @@ def score_of(
     rng: np.random.Generator,          # base samples
     options: dict | None = None,       # options of the acquisition
     joint: bool = False,               # score pending designs together with the candidate?
+    moves: SpaceMoves | None = None,   # the space, where acquisitions look at a set of designs; None: a box
 ) -> Callable[[Tensor], Tensor]:       # [b, 1, d] -> [b], bigger is better
     "What a round maximizes: the acquisition, weighed by the probability to be feasible."
     best = belief.best
@@ -294,16 +350,25 @@ def score_of(
     if auto: acquisition = "lognei" if math.isinf(belief.bend.scale) else "logei"
     cls, fixed = ACQUISITIONS[acquisition]
     more = {**fixed, **({} if auto and acquisition == "logei" else options or {})}
-    if cls is LogNoisyImprovement: more["among"] = belief.feasible
+    more["among"] = belief.among
+    if cls is KnowledgeGradient and belief.slacks: more["likely"] = belief.log_feasibility
+    if moves is not None and isinstance(moves.space, Mixed) and "pool" in inspect.signature(cls).parameters and not more.keys() & {"pool", "designs"}:
+        more["pool"] = torch.cat([moves.sample(256, rng), moves.around(belief.centres(), 64, rng)]).unique(dim=0)
     if belief.target is not None: acq = TargetImprovement(belief.utility, belief.target, best)
-    elif joint: acq = MonteCarloImprovement(belief.utility, best, rng, pending=torch.stack(belief.pending) if belief.pending else None)
+    elif joint:
+        chosen = torch.stack(belief.pending) if belief.pending else None
+        acq = MonteCarloImprovement(belief.utility, best, rng, belief.among, acquisition == "nei", pending=chosen, **options or {})
     else: acq = cls(belief.utility, best, rng, **more)
     if not belief.slacks: return acq.evaluate
     if acq.log: return lambda X: acq.evaluate(X) + belief.log_feasibility(X)[..., 0]
     return lambda X: acq.evaluate(X) * belief.log_feasibility(X)[..., 0].exp()
 
-def _ask(self: BayesianOptimizer, n: int = 1) -> Any:
-    "`n` designs worth measuring. Raises `ParameterError` if that is more than the budget leaves."
+def _ask(self: BayesianOptimizer,
+    n: int = 1,              # how many
+    pending: Any = None,     # native designs that are being measured: asked for before and not told yet
+) -> Any:
+    """`n` designs worth measuring. What was asked for and not told is not remembered: whoever asks before all results are in names the designs under way as `pending`,
+    which are then believed to come out as expected; otherwise nearly the same design comes again. Raises `ParameterError` if `n` is more than the budget leaves."""
     n = check_number("n", n, 1, integer=True)
     if self.budget is not None and n > self.budget - len(self):
         raise ParameterError(f"n={n} designs are asked for and the budget of {self.budget} leaves {self.budget - len(self)}; ask for fewer, or raise the budget.")
@@ -314,18 +379,18 @@ def _ask(self: BayesianOptimizer, n: int = 1) -> Any:
         parts.append(take(self._start, np.arange(self._handed, self._handed + chosen)))
         self._handed += chosen
     if chosen < n and len(self) < 2: parts.append(self.space.sample(n - chosen, self.streams["init"]))
-    elif chosen < n: parts.append(self._propose(n - chosen, self.space.encode(parts[0]) if parts else None))
+    elif chosen < n: parts.append(self._propose(n - chosen, [self.space.encode(v) for v in [*([] if pending is None else [self.space.validate(pending)]), *parts]]))
     return concat(parts)
 
-def _propose(self: BayesianOptimizer, n: int, pending: Tensor | None) -> Any:
+def _propose(self: BayesianOptimizer, n: int, under_way: list[Tensor]) -> Any:
     belief, rng, joint = self.belief, self.streams["proposer"], self.batch == "joint"
     kept = belief                                                     # the joint score keeps the belief and remembers what is pending
-    for x in pending if pending is not None else []: belief = belief.believe(x)
+    for x in (row for part in under_way for row in part): belief = belief.believe(x)
     chosen = []
     for _ in range(n):
         if joint: kept = copy.copy(kept); kept.pending = list(belief.pending)
-        score = score_of(kept if joint and not belief.slacks and self.target is None else belief, self.acquisition, rng, self.options, joint and self.target is None)
-        x, _ = maximize(score, self.moves, rng, belief.centres(), belief.utility.X, self.candidates)
+        score = score_of(kept if joint and not belief.slacks else belief, self.acquisition, rng, self.options, joint, self.moves)
+        x, _ = maximize(score, self.moves, rng, belief.centres(), belief.X, self.candidates)
         chosen.append(x)
         if len(chosen) < n: belief = belief.believe(x)
     return self.space.decode(torch.stack(chosen))
@@ -338,6 +403,7 @@ def _predict(self: BayesianOptimizer,
 ) -> pd.DataFrame:                      # median and 90 % range of a measurement, in the unit of the objective; chance of failure where there are constraints
     "What measuring some designs is expected to give, one row a design. Raises `StateError` before two designs were told."
     belief, name = self.belief, self.objectives[0].name
+    if belief.utility is None: raise StateError(f"{int(belief.measured.sum())} of {len(self)} runs have a value of {name!r}; a prediction needs at least 2.")
     with torch.no_grad(): mean, variance = belief.utility.posterior(self.space.encode(designs))
     half = 1.645 * (variance + belief.utility.noise_variance).sqrt()
     middle, low, high = (belief.bend.inverse(v) for v in (mean, mean - half, mean + half))
@@ -349,8 +415,8 @@ def _recommend(self: BayesianOptimizer) -> Any:
     """The design to report, a native batch of one; `predict` says what to expect of it. Without noise it is the best feasible design measured;
     with noise the one of the largest posterior mean, among the feasible measured ones if there are constraints. Raises `StateError` before two designs were told."""
     belief, rng = self.belief, np.random.default_rng([self.seed, len(self)])
-    X = belief.utility.X
-    exact = belief.utility.noise_variance <= 1e-4 * belief.utility.scale**2
+    X = belief.X
+    exact = belief.utility is None or belief.utility.noise_variance <= 1e-4 * belief.utility.scale**2
     def merit(X: Tensor) -> Tensor:
         mean = belief.utility.posterior(X)[0][..., 0]
         return mean if belief.target is None else -(mean - belief.target).abs()
@@ -369,7 +435,7 @@ def _acquisition_value(self: BayesianOptimizer,
     designs: Any,                       # native designs [m]
 ) -> Tensor:                            # what the next `ask` maximizes [m]; a logarithm for "logei", "kg" and their like
     "The worth of measuring some designs next, for pictures."
-    score = score_of(self.belief, self.acquisition, np.random.default_rng([self.seed, len(self)]), self.options)
+    score = score_of(self.belief, self.acquisition, np.random.default_rng([self.seed, len(self)]), self.options, self.batch == "joint", self.moves)
     with torch.no_grad(): return score(self.space.encode(designs)[:, None])
 
 BayesianOptimizer.predict, BayesianOptimizer.recommend = _predict, _recommend

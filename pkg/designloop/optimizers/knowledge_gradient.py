@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -81,47 +82,49 @@ class NoisyExpectedImprovement(Acquisition):
     "Logarithm of the expected growth of the best belief among measured designs, the candidate included (Frazier 2018, section 5.1)."
     log = True
 
-    def __init__(self, model, best=None, rng=None, chunk: int = 128):
-        super().__init__(model, best, rng)
-        self.chunk = chunk
+    def __init__(self, model, best=None, rng=None, among=None, chunk: int = 128):
+        super().__init__(model, best, rng, among)
+        self.chunk, self.designs, self.joins = chunk, self.known, True    # does the candidate join the set only by being measured?
 
     def evaluate(self, X):
         if X.shape[-2] != 1: raise ParameterError(f"X has q={X.shape[-2]} designs a batch; this acquisition scores one at a time, batches are built by belief.")
-        out = []
-        for part in X[:, 0].split(self.chunk):
-            a, b = belief_lines(self.model, self.model.X, part)
-            gain, lead = log_expected_gain(a, b), a[..., -1] - a[..., :-1].amax(-1)
-            sure = lead > 0                                               # the candidate is believed best already: its mean alone is a gain
-            out.append(self._average(torch.where(sure, torch.logaddexp(gain, torch.where(sure, lead, torch.ones_like(lead)).log()), gain)))
-        return torch.cat(out)
+        return torch.cat([self._gain(*belief_lines(self.model, self.designs, part)) for part in X[:, 0].split(self.chunk)])
 
-    @staticmethod
-    def _average(each: Tensor) -> Tensor: return each[0] if len(each) == 1 else each.logsumexp(0) - math.log(len(each))
+    def _gain(self, a: Tensor, b: Tensor) -> Tensor:
+        each = log_expected_gain(a, b)
+        if self.joins:
+            lead = a[..., -1] - a[..., :-1].amax(-1)
+            sure = lead > 0                                               # the candidate is believed best already: its mean alone is a gain
+            each = torch.where(sure, torch.logaddexp(each, torch.where(sure, lead, torch.ones_like(lead)).log()), each)
+        return each[0] if len(each) == 1 else each.logsumexp(0) - math.log(len(each))
 
 class KnowledgeGradient(NoisyExpectedImprovement):
-    "Logarithm of the expected growth of the best belief over a finite set of designs (Frazier 2018, section 4.2; exact for that set)."
+    """Logarithm of the expected growth of the best belief over a finite set of designs (Frazier 2018, section 4.2; exact for that set). With constraints (`likely`)
+    only designs that are feasible with probability 1/2 or more, and measured feasible ones, may be returned and are in the set; the candidate joins it by being
+    measured. Multiplied by the candidate's own probability to be feasible this is the growth when a failure teaches nothing."""
 
-    def __init__(self, model, best=None, rng=None,
+    def __init__(self, model, best=None, rng=None, among=None,
         points: int = 64,               # designs whose belief counts, besides the candidate
-        designs: Tensor | None = None,  # the set itself [m, d], encoded; default: the best believed of a spread, and of the measured
+        designs: Tensor | None = None,  # the set itself [m, d], encoded; default: the best believed of `pool`, and of the measured
+        pool: Tensor | None = None,     # encoded designs [m, d] to choose from, besides the measured ones; default a Sobol design of the unit cube
+        likely: Callable[[Tensor], Tensor] | None = None,    # log probability to be feasible [m] of encoded designs [m, d]; default all are
         chunk: int = 128,               # candidates at a time
     ):
-        super().__init__(model, best, rng, chunk)
-        points = check_number("points", points, 1, integer=True)
-        self.designs = promising(model, points, self.rng) if designs is None else torch.as_tensor(designs, dtype=torch.float64)
-
-    def evaluate(self, X):
-        if X.shape[-2] != 1: raise ParameterError(f"X has q={X.shape[-2]} designs a batch; this acquisition scores one at a time, batches are built by belief.")
-        return torch.cat([self._average(log_expected_gain(*belief_lines(self.model, self.designs, part))) for part in X[:, 0].split(self.chunk)])
+        super().__init__(model, best, rng, among, chunk)
+        points, self.joins = check_number("points", points, 1, integer=True), likely is not None
+        if designs is None:
+            pool = torch.as_tensor(unit_points(max(256, 4 * points), model.X.shape[1], self.rng, "sobol")) if pool is None else pool
+            if likely is not None:
+                with torch.no_grad(): pool = pool[likely(pool) >= math.log(0.5)]
+            designs = promising(model, points, torch.cat([self.known, pool]))
+        self.designs = torch.as_tensor(designs, dtype=torch.float64)
 
 def promising(
     model: GaussianProcess,       # the belief
     count: int,                   # how many designs
-    rng: np.random.Generator,     # where randomness comes from
-    pool: Tensor | None = None,   # encoded designs to choose from [m, d]; default a Sobol design and the measured ones
+    pool: Tensor,                 # encoded designs to choose from [m, d]
 ) -> Tensor:                      # encoded designs [count, d]
     "Designs that could be believed best soon: half by posterior mean, half by mean plus two standard deviations."
-    if pool is None: pool = torch.cat([model.X, torch.as_tensor(unit_points(max(256, 4 * count), model.X.shape[1], rng, "sobol"))])
     with torch.no_grad(): mean, variance = model.posterior(pool)
     order = torch.stack([mean.argsort(descending=True), (mean + 2 * variance.sqrt()).argsort(descending=True)], 1).reshape(-1)
     first = list(dict.fromkeys(order.tolist()))[:count]
