@@ -1,8 +1,10 @@
 """compare: common starts and noise, pairs, profiles, failures, interruption, resumption, and independence of who else plays and of how many processes."""
 import json
+import multiprocessing
 import os
 import re
 import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -310,6 +312,30 @@ def test_an_interrupted_comparison_is_resumed(tmp_path):
     same(whole, again)
     assert len(asked) == 6 * (6 - part.games.query("optimizer == 'random' and state == 'done'").shape[0]) and not list((tmp_path / "searches").glob("*"))
     same(again, OptimizerComparison.load(tmp_path))
+
+
+def test_ctrl_c_stops_the_processes_and_keeps_what_they_did(tmp_path):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    class Signals(RandomSearch):
+        "Presses Ctrl-C for its parent, once."
+        def ask(self, n=1):
+            if self.seed == 3 and not (tmp_path / "pressed").exists(): (tmp_path / "pressed").touch(); os.kill(os.getppid(), signal.SIGINT); time.sleep(5)
+            return super().ask(n)
+    part = play({"signals": Signals}, seeds=6, workers=2, checkpoint=tmp_path / "c")
+    assert part.interrupted and len(part.games) < 6 and not multiprocessing.active_children()
+    same(play({"signals": Signals}, seeds=6, workers=2, checkpoint=tmp_path / "c"), play({"signals": Signals}, seeds=6))
+
+
+def test_runs_that_failed_without_a_number():
+    "An objective that is NaN where a constraint is violated is neither noise nor a value."
+    def measure(x, f, rng): return {"y": torch.where(x[:, 0] > 0, x[:, 0], torch.nan), "worked": (x[:, 0] > 0).double()}
+    problem = Problem("fails", Box([(-1, 1)]), Objective("y", "minimize"), [Constraint("worked", ">=", 0.5)], function=measure, optimum=0.0)
+    class Takes(RandomSearch): takes_failures = True
+    result = play({"takes": Takes, "random": RandomSearch}, problem, seeds=2)
+    games = result.games.set_index("optimizer")
+    assert (games.loc["takes", "state"] == "done").all() and np.isfinite(games.loc["takes", "relative"]).all()
+    assert (result.games["judged by"] == "best design, measured value").all()
+    assert (games.loc["random", "state"] == "failed").all() and games.loc["random", "error"].str.contains("OutcomeError").all()
 
 
 def test_failed_games_are_played_again_and_games_may_be_added(tmp_path):
