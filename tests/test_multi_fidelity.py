@@ -301,6 +301,18 @@ Y3 = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     (lambda: MultiFidelityBO(Problem("w", Sequences("AC", length=3), Objective("y"))), "Box"),
     (lambda: MultiFidelityBO(forrester()).tell(X3, Outcomes(Y3, ("y",)), 0.5), "fidelity=0.5"),
     (lambda: augmented("wing", (0.0, 0.5, 1.0)), "levels"),
+    (lambda: JointAR1().fit([X3]), "data[0] is a Tensor"),
+    (lambda: MultiFidelityBO(forrester(), costs=3), "costs=3 is no sequence"),
+    (lambda: MultiFidelityBO(forrester(), budget="ten"), "budget='ten'"),
+    (lambda: MultiFidelityBO(forrester(), budget=4.5), "below the cost 5 of the initial design (10 at 0.1 + 3 at 1)"),
+    (lambda: MultiFidelityBO(forrester(), budget=9).ask(4), "(12 at 0.1 + 4 at 1) and of the true evaluations (4 at a time)"),
+    (lambda: MultiFidelityBO(forrester(), sizes=(10, 1)), "JointAR1 needs at least 2"),
+    (lambda: MultiFidelityBO(forrester(), sizes=(10, 2), surrogate=NARGP, acquisition="vf-ei"), "NARGP needs at least 3"),
+    (lambda: MultiFidelityBO(forrester(), surrogate=RecursiveAR1), "RecursiveAR1(strict=False)"),
+    (lambda: MultiFidelityBO(branin(), surrogate=Correction, acquisition="vf-ei"), "links exactly 2 levels, and the problem has 3"),
+    (lambda: MultiFidelityBO(forrester(), surrogate=dict), "makes a dict"),
+    (lambda: MultiFidelityBO(Problem("p", Box([(0, 1)]), Objective("y"), fidelities=(0, 2)), costs=(0.1, 1)), "within [0, 1]"),
+    (lambda: MultiFidelityBO(forrester()).tell(X3, Outcomes(Y3, ("y",)), yvar=[1, 1, 1]), "yvar=[1, 1, 1] cannot be told"),
     (lambda: with_bad_fidelity(forrester(), "wrong"), "kind='wrong'"),
 ], ids=lambda v: v if isinstance(v, str) else "")
 def test_bad_input_gets_a_sentence(call, says):
@@ -346,7 +358,7 @@ def test_max_value_information():
 
 
 def test_scores_at_the_truth_are_those_of_one_fidelity():
-    model = JointAR1().fit([(x, -y) for x, y in PAIR])
+    model = JointAR1(noise=0.0).fit([(x, -y) for x, y in PAIR])
     from designloop.optimizers.acquisition import log_expected_improvement
     mean, variance = model.posterior(GRID)
     plain = log_expected_improvement(mean, variance.sqrt(), 1.0)
@@ -413,9 +425,9 @@ def test_nothing_feasible_yet_is_no_obstacle():
 
 def test_other_surrogates_and_three_levels_in_the_loop():
     three, two = branin(), forrester()
-    for surrogate, acquisition, p in ((RecursiveAR1, "kg", three), (NARGP, "vf-ei", two), (IndependentDiscrepancy, "separate", three), (Correction, "vf-ei", two)):
+    recursive = lambda: RecursiveAR1(strict=False)  # noqa: E731
+    for surrogate, acquisition, p in ((recursive, "kg", three), (NARGP, "vf-ei", two), (IndependentDiscrepancy, "separate", three), (Correction, "vf-ei", two)):
         s = MultiFidelityBO(p, seed=0, surrogate=surrogate, acquisition=acquisition, candidates=16, sizes=[9, 6, 4][-len(p.fidelities):])
-        if surrogate is RecursiveAR1: s.surrogate = lambda: RecursiveAR1(strict=False)
         t = optimize(p, s, sum(s.sizes) + 3, 1, progress=False)
         assert len(t) == sum(s.sizes) + 3
 
@@ -458,6 +470,131 @@ def test_designs_are_nested_and_spread():
     assert float(near.min()) > np.median(random)
     apart = nested_design(space, sizes, np.random.default_rng(0), nested=False)
     assert len(missing_points(apart[0].numpy(), apart[2].numpy())) == len(apart[2])
+
+
+# --- noise, offsets, accounts and batches --------------------------------------------------------------------------------
+
+def noisy_pair(seed, low_sd, high_sd):
+    "Forty cheap points and twelve of them dear, with noise, and the truth on a sample."
+    def truth(x): return torch.sin(5 * x[:, 0]) + x[:, 1]
+    x, rng = torch.as_tensor(np.random.default_rng(seed).random((40, 2))), np.random.default_rng(50 + seed)
+    data = [(x, 0.8 * truth(x) + 0.3 + low_sd * torch.as_tensor(rng.normal(size=40))), (x[:12], truth(x[:12]) + high_sd * torch.as_tensor(rng.normal(size=12)))]
+    probe = torch.as_tensor(np.random.default_rng(9).random((200, 2)))
+    return data, lambda m: float((m.posterior(probe)[0] - truth(probe)).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("make", [JointAR1, RecursiveAR1])
+def test_noise_is_inferred(make):
+    x = torch.linspace(0, 1, 40, dtype=torch.float64)[:, None]
+    y = torch.as_tensor(np.random.default_rng(0).normal(size=40))
+    pure = make().fit([(x, y)])
+    assert 0.6 < pure.noise(0) / float(y.var()) < 1.2 and float(pure.posterior(x)[0].std()) < 0.5             # once 1e-5, through every point
+    errors = []
+    for seed in (0, 1, 2):                                                                                   # named seeds; means over them
+        data, error = noisy_pair(seed, 0.3, 0.3)
+        m = make().fit(data)
+        assert 0.15 < m.noise(0) ** 0.5 < 0.5
+        errors.append(error(m))
+    assert np.mean(errors) < 0.42                                                                             # 0.58 while the cheap noise was taken for structure
+
+
+def test_an_offset_of_the_cheap_level_changes_nothing():
+    errors = [rmse(JointAR1().fit([(PAIR[0][0], PAIR[0][1] + offset), PAIR[1]])) for offset in (0.0, 1e3, 1e6)]
+    assert np.allclose(errors, errors[0], rtol=1e-3) and errors[0] < 0.2                                      # once .10, .15 and more
+    for make in (lambda: Correction("additive"), RecursiveAR1, IndependentDiscrepancy, SpaceMapping):
+        plain, moved = make().fit(PAIR), make().fit([(PAIR[0][0], PAIR[0][1] + 1e3), PAIR[1]])
+        assert abs(rmse(plain) - rmse(moved)) < 0.05 * rmse(plain)
+    times = Correction("multiplicative").fit([(X3, Y3), (X3, 3 * Y3)])
+    assert times.beta == pytest.approx(3, rel=1e-2)                                                           # a factor still is one of the data
+
+
+def plain_pair(**more):
+    "A problem whose outcomes do not say what they cost."
+    return Problem("plain", Box([(0, 1)]), Objective("y", "minimize"), fidelities=(0.0, 1.0), function=lambda x, f, rng: (x[:, 0] - 0.3) ** 2 * (1 if f else 0.8), **more)
+
+
+def test_costs_given_are_those_counted():
+    s, p = MultiFidelityBO(plain_pair(), costs=(0.05, 1.0), budget=9), plain_pair()
+    x = s.ask(4)
+    with pytest.warns(UserWarning, match="costs=\\[0.05, 1.0\\] say 0.05"): s.tell(x, p.evaluate(x, s.fidelity), s.fidelity)
+    assert s.spent == pytest.approx(0.2)
+    p.costs = (0.05, 1.0)                                                                                     # without a warning: the problem knows, its outcomes do not
+    s = MultiFidelityBO(p, budget=6, sizes=(6, 3), candidates=16)
+    with pytest.warns(UserWarning): t = optimize(p, s, 60, 1, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    assert t.at_target.sum() >= 4 and t.at_target[-1] and s.spent == pytest.approx(0.05 * (~t.at_target).sum() + t.at_target.sum()) and s.spent <= 6 + 1e-9
+
+
+def test_outcomes_of_a_cheap_ask_cannot_pass_for_the_truth():
+    p = forrester()
+    s = MultiFidelityBO(p)
+    x = s.ask(2)
+    with pytest.raises(ParameterError, match="the last ask\\(\\) was for 0; say where"): s.tell(x, p.evaluate(x, 0.0))
+    s.tell(x, p.evaluate(x, 0.0), 0.0)
+    s.tell(x, p.evaluate(x, 1.0), 1.0)
+    assert s.told_levels == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_batches_keep_the_plan_the_budget_and_the_verification(batch):
+    p = branin(levels=(1, 2))
+    s = MultiFidelityBO(p, seed=1, acquisition="vf-ei", budget=15, candidates=16, sizes=(14, 3), patience=3)
+    t = optimize(p, s, 60, batch, callbacks=[lambda e: e.optimizer.exhausted], progress=False)
+    first = -(-14 // batch) * batch
+    assert not t.at_target[:first].any() and t.at_target[first:first + 3].all()
+    assert float(t.outcomes.cost.sum()) <= 15 + 1e-9 and t.at_target[-batch:].all() and s.exhausted
+    cheap, true = (t.designs[a] for a in (~t.at_target, t.at_target))
+    assert not len(missing_points(cheap.numpy(), true[:4 if batch == 4 else 3].numpy())), "what fills the first true batch has cheap twins, too"
+    assert len(np.unique(t.designs[-batch:].numpy(), axis=0)) == batch
+
+
+def test_a_verifying_batch_begins_with_the_recommendation():
+    p = forrester()
+    s = MultiFidelityBO(p, seed=0, acquisition="vf-ei", budget=7.0, candidates=32, sizes=(10, 3))
+    start = nested_trials(p, 0, (10, 3))
+    for f in p.fidelities:
+        part = start.take(start.fidelity == f)
+        s.tell(part.designs, part.outcomes, f)
+    x = s.ask(3)                                              # three cheap ones would cost 0.3 of nothing that is left
+    assert s.fidelity is None and abs(float(x[0] - s.recommend()[0])) < 1e-3 and len(torch.unique(x, dim=0)) == 3
+
+
+@pytest.mark.parametrize("acquisition", ["vf-ei", "aug-ei", "separate", "mes"])
+def test_what_is_to_be_improved_on_is_believed_not_measured(acquisition):
+    from designloop.optimizers.multi_fidelity import _incumbent
+    data, _ = noisy_pair(0, 0.3, 0.5)
+    noisy = MultiFidelityProblem("noisy", Box([(0, 1)] * 2), Objective("y"), [lambda x, rng: x[:, 0]] * 2, (0.1, 1.0))
+    s = MultiFidelityBO(noisy, surrogate=lambda: JointAR1(noise=0.2), acquisition=acquisition, sizes=(40, 12), candidates=16)
+    for (x, y), f in zip(data, (0.0, 1.0), strict=True): s.tell(x, Outcomes(y, ("y",)), f)
+    s._refit()
+    best, mean = _incumbent(s, data[1][0]), s.models[""].posterior(data[1][0])[0]
+    assert best <= float(mean.max()) + 1e-9 < float(data[1][1].max())
+    exact = forrester()
+    s = MultiFidelityBO(exact, surrogate=lambda: JointAR1(noise=0.0), acquisition=acquisition)
+    for (x, y), f in zip(PAIR, (0.0, 1.0), strict=True): s.tell(x, Outcomes(y, ("y",)), f)
+    s._refit()
+    assert _incumbent(s, PAIR[1][0]) == pytest.approx(float(s.utilities.max()), abs=1e-4)                     # without noise the same number
+
+
+def test_noise_makes_a_look_worth_less():
+    data, _ = noisy_pair(0, 0.3, 0.0)
+    quiet, loud = (JointAR1(noise=v).fit(data) for v in (0.05, 2.0))
+    probe = torch.as_tensor(np.random.default_rng(0).random((20, 2)))
+    for m in (quiet, loud):
+        mean, variance = m.posterior(probe)
+        spread = m.posterior(probe, 0)[1]
+        share = m.correlation(probe, 0).abs() * (spread / (spread + m.noise(0))).sqrt()
+        from designloop.optimizers.acquisition import log_expected_improvement
+        assert torch.allclose(variable_fidelity_ei(m, probe, 0, 1.0), log_expected_improvement(mean, (variance.sqrt() * share).clamp_min(1e-12), 1.0))
+
+
+def test_predictions_are_of_measurements():
+    data, _ = noisy_pair(0, 0.3, 0.3)
+    p = MultiFidelityProblem("noisy", Box([(0, 1)] * 2), Objective("y"), [lambda x, rng: x[:, 0]] * 2, (0.1, 1.0))
+    s = MultiFidelityBO(p, surrogate=lambda: JointAR1(noise=0.2), sizes=(40, 12))
+    for (x, y), f in zip(data, (0.0, 1.0), strict=True): s.tell(x, Outcomes(y, ("y",)), f)
+    said, m = s.predict(data[1][0]), s.models[""]
+    half = 1.645 * (m.posterior(data[1][0])[1] + m.noise(-1)).sqrt()
+    assert np.allclose(said["y high"] - said["y"], half) and (half > 1.645 * m.noise(-1) ** 0.5).all()
 
 
 # --- problems ----------------------------------------------------------------------------------------------------------

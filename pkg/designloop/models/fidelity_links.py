@@ -24,7 +24,7 @@ __all__ = ['SpaceMapping', 'DeepGP']
 # %% ../../../nbs/models/fidelity_links.ipynb #1c5c1b49
 class SpaceMapping(MultiFidelityModel):
     "The cheap level at shifted and stretched inputs, scaled; two levels (Bandler et al. 1994)."
-    joint = False
+    joint, links = False, 2
 
     def __init__(self,
         width: float = 0.25,      # standard deviation of shifts and stretches that is expected, in widths of the unit cube
@@ -59,7 +59,7 @@ class SpaceMapping(MultiFidelityModel):
     def mapping(self) -> dict[str, np.ndarray]:
         "Shift and stretch of each variable in widths of the unit cube, offset in the unit of the data, and factor."
         d = self.dim
-        return dict(shift=self.p[:d], stretch=self.p[d:2 * d], offset=self.scale[1] * self.p[2 * d] + self.shift[1] * (1 - self.p[2 * d + 1]), factor=self.p[2 * d + 1])
+        return dict(shift=self.p[:d], stretch=self.p[d:2 * d], offset=self.scale[1] * self.p[2 * d] + self.shift[1] - self.shift[0] * self.p[2 * d + 1], factor=self.p[2 * d + 1])
 
     def _posterior(self, x, l):
         if not l:

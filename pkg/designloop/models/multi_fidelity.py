@@ -20,11 +20,12 @@ from ..core.errors import ParameterError, StateError, check_choice, check_finite
 from ..core.seeds import torch_generator
 
 RHO_MAX, TREND, FLOOR = 5.0, 9.0, 1e-8     # bound of |ρ|; prior variance of a constant (data are standardised); least noise variance
+CEILING, HIGH = 10.0, 0.3                  # largest noise variance (one noisy level among quiet ones exceeds 1); that of the start for noisy data
 
 # %% auto #0
-__all__ = ['RHO_MAX', 'TREND', 'FLOOR', 'check_levels', 'check_costs', 'AdditiveGP', 'MultiFidelityModel', 'JointAR1',
-           'IndependentDiscrepancy', 'missing_points', 'RecursiveAR1', 'NARGP', 'Correction', 'FidelityKernelGP',
-           'ICMGP']
+__all__ = ['RHO_MAX', 'TREND', 'FLOOR', 'CEILING', 'HIGH', 'check_levels', 'check_costs', 'AdditiveGP', 'MultiFidelityModel',
+           'JointAR1', 'IndependentDiscrepancy', 'missing_points', 'RecursiveAR1', 'NARGP', 'Correction',
+           'FidelityKernelGP', 'ICMGP']
 
 # %% ../../../nbs/models/multi_fidelity.ipynb #00c5c6d7
 def check_levels(
@@ -35,6 +36,8 @@ def check_levels(
     if not isinstance(data, Sequence) or not len(data): raise ParameterError("data is empty; give a list of (X, y), one pair per level, the truth last.")
     out = []
     for i, pair in enumerate(data):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ParameterError(f"data[{i}] is a {type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, (tuple, list)) else ''}; give one pair (X, y) per level, the truth last.")
         x, y = (np.asarray(v.detach() if isinstance(v, Tensor) else v, float) for v in pair)
         if x.ndim != 2 or y.shape != (len(x),): raise ParameterError(f"level {i} has X of shape {x.shape} and y of shape {y.shape}; give [n, d] and [n].")
         if out and x.shape[1] != out[0][0].shape[1]:
@@ -56,6 +59,7 @@ def check_costs(
     levels: int,               # how many there must be
 ) -> tuple[float, ...]:
     "Costs as floats. Raises `ParameterError` unless they are positive, ascending and one per fidelity."
+    if isinstance(costs, str) or not hasattr(costs, "__iter__"): raise ParameterError(f"costs={costs!r} is no sequence; give one cost for each of {levels} fidelities, ascending.")
     costs = [check_number(f"costs[{i}]", c, 0, exclusive=True) for i, c in enumerate(costs)]
     if len(costs) != levels: raise ParameterError(f"costs={costs} has {len(costs)} numbers for {levels} fidelities; give one for each.")
     if any(a > b for a, b in zip(costs, costs[1:], strict=False)):
@@ -141,9 +145,11 @@ class AdditiveGP:
         self.at_noise = n + self.parts + self.weights.size + np.arange(self.levels if self.noise == "infer" else 0)
         self.centre = np.concatenate([np.full(n, math.log(0.4)), np.zeros(self.parts), self.weights.start(), np.full(len(self.at_noise), math.log(1e-5))])
         self.centre[self.at_var[1:]] = math.log(0.3)
-        self.width = np.concatenate([np.full(n, 0.9), np.full(self.parts, 1.5), np.full(self.weights.size, 1.5), np.full(len(self.at_noise), 2.0)])
+        counts = np.bincount(level, minlength=self.levels)[:len(self.at_noise)]
+        doubt = 2 * np.sqrt(np.maximum(1, counts / 10))                                                # few points cannot tell noise from structure, many can
+        self.width = np.concatenate([np.full(n, 0.9), np.full(self.parts, 1.5), np.full(self.weights.size, 1.5), doubt])
         self.bounds = [(math.log(0.02), math.log(10))] * n + [(math.log(1e-6), math.log(100))] * self.parts \
-            + [(-RHO_MAX, RHO_MAX)] * self.weights.size + [(math.log(FLOOR), math.log(0.5))] * len(self.at_noise)
+            + [(-RHO_MAX, RHO_MAX)] * self.weights.size + [(math.log(FLOOR), math.log(CEILING))] * len(self.at_noise)
         self.x, self.level, self.features = x, level, features
         self.gaps = [np.square(x[:, None, c] - x[None, :, c]).transpose(2, 0, 1).copy() for c in self.cols]
 
@@ -202,11 +208,13 @@ class AdditiveGP:
         return self.condition(x, level, y, features)
 
     def _starts(self) -> list[np.ndarray]:
-        "The centre of the prior, and rougher functions without a link."
+        "The centre of the prior, rougher functions without a link, and noisy data: quiet and noisy explanations are different maxima."
         other = self.centre.copy()
         other[np.concatenate(self.at_length)] += math.log(0.4)
         if self.weights.size: other[self.at_rho] = 0.0
-        return [self.centre.copy(), other]
+        noisy = self.centre.copy()
+        noisy[self.at_noise] = math.log(HIGH)
+        return [self.centre.copy(), other, *[noisy] * bool(len(self.at_noise))]
 
     def condition(self, x: np.ndarray, level: np.ndarray, y: np.ndarray, features: np.ndarray | None = None) -> AdditiveGP:
         "The posterior for given data under the parameters at hand."
@@ -262,6 +270,7 @@ class MultiFidelityModel:
     "Base of the surrogates: checks, standardises, and answers by level."
     joint = True                       # does it have covariances between levels?
     least = 2                          # points needed at the truth
+    links: int | None = None           # how many levels it can tie together; None: any number
 
     def fit(self,
         data: Sequence[tuple[Any, Any]],    # (X [n, d] in the unit cube, y [n]) per level, the cheapest first, the truth last
@@ -269,8 +278,10 @@ class MultiFidelityModel:
         "Fit to all levels; returns itself. Raises `ParameterError` for data that do not fit together."
         self.data = check_levels(data, self.least)
         self.levels, self.dim = len(self.data), self.data[0][0].shape[1]
-        everything = np.concatenate([y for _, y in self.data])
-        self.shift, self.scale = np.full(self.levels, everything.mean()), np.full(self.levels, max(everything.std(), 1e-12))
+        whole = np.concatenate([y for _, y in self.data]).mean()
+        self.shift = np.array([y.mean() if len(y) else whole for _, y in self.data])                     # an offset between levels is no misfit
+        rest = np.concatenate([y - a for (_, y), a in zip(self.data, self.shift, strict=True)])
+        self.scale = np.full(self.levels, max(rest.std(), 1e-12))
         self._fit([(x, (y - a) / b) for (x, y), a, b in zip(self.data, self.shift, self.scale, strict=True)])
         return self
 
@@ -492,7 +503,7 @@ class NARGP(MultiFidelityModel):
 # %% ../../../nbs/models/multi_fidelity.ipynb #a7e14b98
 class Correction(MultiFidelityModel):
     "The cheap level plus a fitted difference, or times a fitted number; two levels (Do and Zhang 2023, section on corrections)."
-    joint = False
+    joint, links = False, 2
 
     def __init__(self, kind: str = "additive"):      # "additive" or "multiplicative"
         self.kind = check_choice("kind", kind, ["additive", "multiplicative"])
@@ -506,9 +517,9 @@ class Correction(MultiFidelityModel):
         below = self._posterior(a, 0)[0]
         if self.kind == "additive": self.beta, self.rest = 1.0, fitted(a, b - below)
         else:
-            back = self.shift[0] / self.scale[0]                       # a factor has a meaning only in the unit of the data
-            self.beta = float((below + back) @ (b + back) / max((below + back) @ (below + back), 1e-12))
-            self.rest = float(np.var(b + back - self.beta * (below + back)))
+            back, up = self.shift / self.scale                         # a factor has a meaning only in the unit of the data
+            self.beta = float((below + back) @ (b + up) / max((below + back) @ (below + back), 1e-12))
+            self.rest = float(np.var(b + up - self.beta * (below + back)))
 
     def _posterior(self, x, l):
         with torch.no_grad(): mean, variance = (v.numpy() for v in self.low.posterior(torch.as_tensor(x)))
@@ -516,8 +527,8 @@ class Correction(MultiFidelityModel):
         if self.kind == "additive":
             with torch.no_grad(): more, spread = (v.numpy() for v in self.rest.posterior(torch.as_tensor(x)))
             return mean + more, variance + spread
-        back = self.shift[0] / self.scale[0]
-        return self.beta * (mean + back) - back, self.beta**2 * variance + self.rest
+        back, up = self.shift / self.scale
+        return self.beta * (mean + back) - up, self.beta**2 * variance + self.rest
 
     def correlation(self, X, level):
         "Share [m] of the truth's standard deviation that comes from the cheap level."

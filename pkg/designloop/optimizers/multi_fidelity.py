@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from ..core.errors import ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
-from ..core.problems import Constraint, Outcomes, Problem
+from ..core.problems import Constraint, Objective, Outcomes, Problem
 from ..core.seeds import seed_streams
-from ..core.spaces import Box, Mixed, Space, concat, take
+from ..core.spaces import Box, Mixed, Space, concat, n_designs, take
 from ..core.trials import INITIAL, Trials
 from ..models.multi_fidelity import JointAR1, MultiFidelityModel, check_costs
 from .acquisition import log_expected_closeness, log_expected_improvement
@@ -94,6 +95,11 @@ def mf_regret(
 def _improvement(mean: Tensor, sd: Tensor, best: float, target: float | None) -> Tensor:
     return log_expected_improvement(mean, sd, best) if target is None else log_expected_closeness(mean, sd, target, -best)
 
+def _told_share(model: MultiFidelityModel, X: Tensor, level: int) -> Tensor:
+    "Correlation [n] of a measurement, noise included, with the truth; not below zero."
+    spread = model.posterior(X, level)[1]
+    return model.correlation(X, level).abs() * (spread / (spread + model.noise(level))).sqrt()
+
 def variable_fidelity_ei(
     model: MultiFidelityModel,    # fitted to utilities, or to values where there is a target
     X: Tensor,                    # encoded designs [n, d]
@@ -101,9 +107,9 @@ def variable_fidelity_ei(
     best: float,                  # best true utility so far
     target: float | None = None,  # value to hit, if that is the goal
 ) -> Tensor:                      # logarithm [n]
-    "Log expected improvement of the truth with the spread that the level explains."
+    "Log expected improvement of the truth with the spread that a measurement of the level explains."
     mean, variance = model.posterior(X)
-    return _improvement(mean, (variance.sqrt() * model.correlation(X, level).abs()).clamp_min(1e-12), best, target)
+    return _improvement(mean, (variance.sqrt() * _told_share(model, X, level)).clamp_min(1e-12), best, target)
 
 def augmented_ei(model: MultiFidelityModel, X: Tensor, level: int, best: float, target: float | None = None) -> Tensor:      # as `variable_fidelity_ei`
     "Log augmented expected improvement (Huang et al. 2006, eq. 9)."
@@ -182,13 +188,44 @@ class FidelityEntropySearch:
     def __call__(self, X: Tensor, level: int, best: float = 0.0) -> Tensor:
         "Logarithm [n] of the information about the optimum's height."
         mean, variance = (v.numpy() for v in self.model.posterior(X))
-        spread = self.model.posterior(X, level)[1].numpy()
-        r = self.model.correlation(X, level).numpy() * np.sqrt(spread / (spread + self.model.noise(level)))
+        r = _told_share(self.model, X, level).numpy()
         gamma = (self.heights - mean[:, None]) / np.sqrt(variance)[:, None]
         return torch.as_tensor(np.log(np.maximum(max_value_information(gamma, np.repeat(r[:, None], len(self.heights), 1)).mean(1), 1e-300)))
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #77dd792a
 ACQUISITIONS = ("kg", "mes", "vf-ei", "aug-ei", "ucb", "separate", "random")
+
+def _checked_model(surrogate: Callable[[], Any], levels: int) -> MultiFidelityModel:
+    "A surrogate as it is made. Raises `ParameterError` if it cannot follow a search over so many levels."
+    model = surrogate()
+    if not isinstance(model, MultiFidelityModel):
+        raise ParameterError(f"surrogate makes a {type(model).__name__}; it must make a MultiFidelityModel such as JointAR1.")
+    if levels > 1 and getattr(model, "strict", False):
+        raise ParameterError(f"surrogate={type(model).__name__} refuses designs that are not nested, and a search leaves the nested design; pass "
+                             f"lambda: {type(model).__name__}(strict=False), or JointAR1.")
+    if model.links not in (None, levels):
+        raise ParameterError(f"surrogate={type(model).__name__} links exactly {model.links} levels, and the problem has {levels}; use JointAR1.")
+    return model
+
+def _check_budget(self: MultiFidelityBO, n: int) -> None:
+    "Raises `ParameterError` if the budget cannot pay what the initial design still needs, in batches of n, and a true batch that verifies."
+    if self.budget is None: return
+    rest = np.maximum(np.array(self.sizes) - np.bincount(np.array(self.told_levels, int), minlength=self.levels), 0)
+    runs = [-(-int(k) // n) * n for k in rest]
+    if not sum(runs): return
+    need = self.spent + sum(k * c for k, c in zip(runs, self.costs, strict=True)) + n * self.costs[-1]
+    if need <= self.budget * (1 + 1e-9): return
+    first = " + ".join(f"{k} at {c:g}" for k, c in zip(runs, self.costs, strict=True) if k)
+    raise ParameterError(f"budget={self.budget:g} is below the cost {need:g} of the initial design ({first}{f', {self.spent:g} spent' if self.spent else ''}) and of the true evaluation"
+                         f"{f's ({n} at a time)' if n > 1 else ''} that verify; a budget is the total cost of all evaluations. Raise it, give smaller sizes"
+                         f"{', or ask for fewer designs at a time' if n > 1 else ''}.")
+
+def _said(model: MultiFidelityModel, x: Tensor, objective: Objective) -> pd.DataFrame:
+    "Mean and 90 % range of measuring the truth of one objective at encoded designs."
+    mean, variance = (v.detach().numpy() for v in model.posterior(x))
+    if objective.goal == "minimize": mean = -mean
+    half, name = 1.645 * np.sqrt(variance + model.noise(-1)), objective.name
+    return pd.DataFrame({name: mean, f"{name} low": mean - half, f"{name} high": mean + half})
 
 class MultiFidelityBO(Optimizer):
     "Bayesian optimization that chooses design and fidelity (Do and Zhang 2023); with one fidelity, ordinary Bayesian optimization."
@@ -199,8 +236,8 @@ class MultiFidelityBO(Optimizer):
         seed: int = 0,                             # root of the random streams
         surrogate: Callable[[], MultiFidelityModel] = JointAR1,   # makes an unfitted model
         acquisition: str = "kg",                   # one of ACQUISITIONS
-        costs: Sequence[float] | None = None,      # cost per fidelity; default `problem.costs`
-        budget: float | None = None,               # total cost as in `optimize`, initial data included; the last evaluation verifies
+        costs: Sequence[float] | None = None,      # cost per fidelity, which then is what counts; default `problem.costs`
+        budget: float | None = None,               # total cost as in `optimize`, initial data included; the last batch verifies
         sizes: Sequence[int] | None = None,        # initial points per level; default `default_sizes`
         cost_aware: bool = True,                   # divide scores by cost?
         patience: int = 10,                        # cheap measurements in a row before a true one
@@ -214,34 +251,56 @@ class MultiFidelityBO(Optimizer):
         if not callable(surrogate): raise ParameterError(f"surrogate={surrogate!r} is not callable; pass a class such as JointAR1, or a function that makes a model.")
         self.fidelities = tuple(problem.fidelities) if problem.fidelities and len(problem.fidelities) > 1 else None
         self.levels = len(self.fidelities or [None])
-        if self.fidelities and list(self.fidelities) != sorted(set(self.fidelities)):
-            raise ParameterError(f"fidelities={list(self.fidelities)} must ascend, the true one last.")
-        costs = costs if costs is not None else getattr(problem, "costs", None)
+        if self.fidelities and (list(self.fidelities) != sorted(set(self.fidelities)) or self.fidelities[0] < 0 or self.fidelities[-1] > 1):
+            raise ParameterError(f"fidelities={list(self.fidelities)} must ascend within [0, 1], the true one last; number the simulators so, whatever their settings are.")
+        self.own_costs = costs is not None                                        # else outcomes may say what they cost
+        costs = costs if self.own_costs else getattr(problem, "costs", None)
         if costs is None and self.levels > 1: raise ParameterError(f"costs=None for {self.levels} fidelities; give one cost per fidelity, ascending.")
         self.costs = check_costs((1.0,) if costs is None else costs, self.levels)
-        self.budget = None if budget is None else check_number("budget", budget)
-        if budget is not None and budget < self.costs[-1]:
-            raise ParameterError(f"budget={budget:g} is below the cost {self.costs[-1]:g} of one true evaluation; a budget is the total cost of all evaluations, "
-                                 "and the last one verifies.")
         self.surrogate, self.acquisition, self.cost_aware = surrogate, check_choice("acquisition", acquisition, ACQUISITIONS), bool(cost_aware)
-        if self.acquisition in ("kg", "mes") and not surrogate().joint:
-            raise ParameterError(f"acquisition={acquisition!r} needs covariances between levels, which {surrogate().__class__.__name__} lacks; use 'vf-ei' or 'separate'.")
+        model = _checked_model(surrogate, self.levels)
+        if self.acquisition in ("kg", "mes") and not model.joint:
+            raise ParameterError(f"acquisition={acquisition!r} needs covariances between levels, which {type(model).__name__} lacks; use 'vf-ei' or 'separate'.")
         self.patience, self.candidates = check_number("patience", patience, 1, integer=True), check_number("candidates", candidates, 8, integer=True)
         self.sizes = default_sizes(n_fields(self.space), self.levels) if sizes is None else list(sizes)
         if len(self.sizes) != self.levels: raise ParameterError(f"sizes={self.sizes} has {len(self.sizes)} numbers for {self.levels} fidelities; give one for each.")
         self.plan = nested_design(self.space, self.sizes, self.streams["init"])
+        self.least = model.least                                                  # true measurements before there is a surrogate
+        if self.sizes[-1] < self.least:
+            raise ParameterError(f"sizes={self.sizes} has {self.sizes[-1]} true point(s), and {type(model).__name__} needs at least {self.least}; give more at the end.")
         self.told_levels: list[int] = []
+        self.told_costs: list[float] = []
+        self._differ: set[float] = set()                                          # prices that were warned about
+        self.batch = 1                                                            # designs asked for last
+        self.budget = None if budget is None else check_number("budget", budget)
+        _check_budget(self, 1)
         self.models: dict[str, MultiFidelityModel] = {}
         self._fitted_at = -1                                                      # how many trials the models have seen
 
-    def tell(self, designs: Any, outcomes: Outcomes, fidelity: float | None = None) -> None:
-        "Remember outcomes measured at a fidelity (default the true one). Raises as `Optimizer.tell`, and `ParameterError` for an unknown fidelity."
+    def tell(self, designs: Any, outcomes: Outcomes, fidelity: float | None = None, yvar: None = None) -> None:
+        """Remember outcomes measured at a fidelity (default the true one). Raises as `Optimizer.tell`, and `ParameterError` for an unknown fidelity, for none where the
+        last `ask` was about a cheap one, and for `yvar`, which is not known here."""
+        if yvar is not None:
+            raise ParameterError(f"yvar={yvar!r} cannot be told to {self.name}, which infers one noise variance per fidelity; leave it out, or use BayesianOptimizer.")
+        if fidelity is None and self.fidelity is not None:
+            raise ParameterError(f"fidelity=None, but the last ask() was for {self.fidelity:g}; say where these outcomes were measured: tell(designs, outcomes, "
+                                 f"fidelity={self.fidelity:g}), or {self.fidelities[-1]:g} for the truth.")
         if fidelity is not None: check_choice("fidelity", fidelity, self.fidelities or [])
         super().tell(designs, outcomes)
-        self.told_levels += [self.levels - 1 if fidelity is None else self.fidelities.index(fidelity)] * len(outcomes)
+        level = self.levels - 1 if fidelity is None else self.fidelities.index(fidelity)
+        paid, price = outcomes.cost.tolist(), self.costs[level]
+        if self.own_costs or all(c == 1 for c in paid):                            # ones are what outcomes carry that say nothing of their cost
+            if any(abs(c - price) > 1e-9 * price for c in paid) and price not in self._differ:
+                warnings.warn(f"outcomes at level {level} carry the cost {paid[0]:g}, costs={list(self.costs)} say {price:g}, and this search counts {price:g}; trials and "
+                              "optimize(budget=...) count the former. Let the problem say what it costs (Outcomes(cost=...), or a MultiFidelityProblem).", stacklevel=2)
+                self._differ.add(price)
+            paid = [price] * len(paid)
+        self.told_levels += [level] * len(paid)
+        self.told_costs += paid
 
     def ask(self, n: int = 1) -> Any:
-        "The next `n` designs; `fidelity` says where to measure them. All of a batch share one level, which the first of them chooses."
+        """The next `n` designs; `fidelity` says where to measure them. All of a batch share one level, which the first of them chooses. Raises `ParameterError` if the budget
+        cannot pay the rest of the initial design and a verification in batches of `n`."""
         return _ask(self, check_number("n", n, 1, integer=True))
 
     def recommend(self) -> Any:
@@ -250,24 +309,21 @@ class MultiFidelityBO(Optimizer):
         return self.space.decode(_best_mean(self, np.random.default_rng([self.seed, len(self)])))     # draws of its own: a recommendation changes nothing
 
     def predict(self, designs: Tensor) -> pd.DataFrame:
-        "Mean and 90 % range of the truth without its noise, and the chance of failure where there are constraints. Raises as `recommend`."
+        "Mean and 90 % range of a true measurement, noise included, and the chance that the truth fails where there are constraints. Raises as `recommend`."
         self._refit()
-        x, name = self.space.encode(self.space.validate(designs)), self.objectives[0].name
-        mean, variance = (v.detach().numpy() for v in self.models[""].posterior(x))
-        if self.objectives[0].goal == "minimize": mean = -mean
-        half = 1.645 * np.sqrt(variance)
-        said = pd.DataFrame({name: mean, f"{name} low": mean - half, f"{name} high": mean + half})
+        x = self.space.encode(self.space.validate(designs))
+        said = _said(self.models[""], x, self.objectives[0])
         return said.assign(**{"chance of failure": -np.expm1(_log_feasible(self, x).numpy())}) if self.constraints else said
 
     @property
     def spent(self) -> float:
         "Cost of everything told."
-        return 0.0 if self.history_outcomes is None else float(self.history_outcomes.cost.sum())
+        return math.fsum(self.told_costs)
 
     @property
     def exhausted(self) -> bool:
-        "Is there no money left for a true evaluation?"
-        return self.budget is not None and self.spent + self.costs[-1] > self.budget * (1 + 1e-9)
+        "Is there no money left for another true batch, of the size asked for last?"
+        return self.budget is not None and self.spent + self.batch * self.costs[-1] > self.budget * (1 + 1e-9)
 
     @property
     def utilities(self) -> Tensor:
@@ -327,11 +383,18 @@ def _candidates(self: MultiFidelityBO, rng: np.random.Generator) -> Tensor:
     return torch.cat([spread, _around(self, best, self.candidates // 2, 0.1, rng)])
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #cb513a35
+def _incumbent(self: MultiFidelityBO, X: Tensor) -> float:
+    "What is to be improved on: the best believed utility at true, feasible designs [n, d]; for augmented EI, where it is also sure (Huang et al. 2006, eq. 10)."
+    worth = _worth(self, X)
+    sure = worth - self.models[""].posterior(X)[1].sqrt() * (self.acquisition == "aug-ei")
+    return float(worth[sure.argmax()])
+
 def _scores(self: MultiFidelityBO, pool: Tensor) -> Callable[[Tensor, int], Tensor]:
     "The function that scores designs at a level, a logarithm, without cost."
-    model, u, back = self.models[""], self.utilities, self.levels        # levels are counted from the truth: a surrogate may know more of them than can be asked
-    best = float(u.max())
-    if not math.isfinite(best): return lambda X, level: _log_feasible(self, X) + model.correlation(X, level - back).abs().clamp_min(1e-12).log()    # first find something feasible
+    model, back = self.models[""], self.levels        # levels are counted from the truth: a surrogate may know more of them than can be asked
+    fine = torch.isfinite(self.utilities)
+    if not fine.any(): return lambda X, level: _log_feasible(self, X) + model.correlation(X, level - back).abs().clamp_min(1e-12).log()    # first find something feasible
+    best = _incumbent(self, self.space.encode(self.history_designs)[fine])
     if self.acquisition in ("kg", "mes"):
         mean = _worth(self, pool) + torch.where(_log_feasible(self, pool) < math.log(0.5), -1e6, 0.0)
         A = torch.cat([pool[mean.topk(min(40, len(pool))).indices], pool[:24]])
@@ -365,17 +428,17 @@ def _level_for(self: MultiFidelityBO, x: Tensor, allowed: Sequence[int]) -> int:
         root, gaps = math.sqrt(0.2 * self.space.dim * math.log(2 * len(self) + 1)), _gaps(self)
         unsure = [l for l in allowed if root * float(model.posterior(x, l - self.levels)[1].sqrt()) > gaps[l] * math.sqrt(self.costs[l] / self.costs[-1])]
         return unsure[0] if unsure else allowed[-1]
-    gain = [2 * math.log(max(abs(float(model.correlation(x, l - self.levels))), 1e-12)) - self.cost_aware * math.log(self.costs[l]) for l in allowed]
+    gain = [2 * math.log(max(float(_told_share(model, x, l - self.levels)), 1e-12)) - self.cost_aware * math.log(self.costs[l]) for l in allowed]
     return allowed[int(np.argmax(gain))]
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #25b3750a
-def _allowed(self: MultiFidelityBO) -> list[int]:
-    "Levels that may be measured next; empty when only the verification can be paid."
+def _allowed(self: MultiFidelityBO, n: int) -> list[int]:
+    "Levels at which a batch of n may be measured next; empty when only the verification can be paid."
     levels, top = list(range(self.levels)), self.levels - 1
     cheap = next((i for i, l in enumerate(reversed(self.told_levels)) if l == top), len(self.told_levels))
     if self.budget is not None:
-        left = self.budget * (1 + 1e-9) - self.spent - self.costs[-1]                 # what is left once the verification is put aside
-        levels = [l for l in levels if self.costs[l] <= left]
+        left = self.budget * (1 + 1e-9) - self.spent - n * self.costs[-1]             # what is left once the verification is put aside
+        levels = [l for l in levels if n * self.costs[l] <= left]
     return [top] if top in levels and cheap >= self.patience else levels
 
 def _choose(self: MultiFidelityBO, allowed: Sequence[int]) -> tuple[Tensor, int]:
@@ -410,25 +473,41 @@ def _best_mean(self: MultiFidelityBO, rng: np.random.Generator, merit: Callable[
 MultiFidelityBO._candidates, MultiFidelityBO._scores, MultiFidelityBO._verified = _candidates, _scores, _best_mean
 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #62182182
-def _ask(self: MultiFidelityBO, n: int) -> Any:
-    "The initial design, then the best pairs of design and level, at last the verification."
-    rng, counts = self.streams["proposer"], np.bincount(np.array(self.told_levels, int), minlength=self.levels)
+def _planned(self: MultiFidelityBO, n: int) -> tuple[int, Any] | None:
+    "The level and at most n designs that the initial design still wants; exactly n while no surrogate can be fitted."
+    counts = np.bincount(np.array(self.told_levels, int), minlength=self.levels)
     for level, designs in enumerate(self.plan):
-        if counts[level] < min(len(designs), max(2, self.sizes[level])):                                # the initial design comes first
-            whole = concat([designs, self.space.sample(n, self.streams["init"])])
-            return _at(self, level, take(whole, range(counts[level], counts[level] + n)))
+        done, size = counts[level], min(len(designs), self.sizes[level])
+        if done >= size: continue
+        if counts[-1] >= self.least: return level, take(designs, range(done, min(done + n, size)))
+        more = take(self.plan[0], range(len(designs), len(self.plan[0])))                               # the next nested points, then more of a hypercube
+        whole = concat([designs, more, self.space.sample(n, self.streams["init"], "lhs")])
+        return level, take(whole, range(done, done + n))
+    return None
+
+def _ask(self: MultiFidelityBO, n: int) -> Any:
+    "The initial design, then the best pairs of design and level, at last the verification; the rest of a batch by the acquisition, which believes what is in it."
+    _check_budget(self, n)
+    self.batch, planned = n, _planned(self, n)
+    if planned and n_designs(planned[1]) == n: return _at(self, *planned)
     self._refit()
-    allowed = _allowed(self)
-    if not allowed: return _at(self, self.levels - 1, self.space.decode(torch.cat([self._verified(rng), *[self._candidates(rng)[:n - 1]] * (n > 1)])))
-    chosen, level, kept = [], None, self.models
+    if planned: level, chosen = planned[0], [self.space.encode(planned[1])]
+    elif allowed := _allowed(self, n): level, chosen = None, []
+    else: level, chosen = self.levels - 1, [self._verified(self.streams["proposer"])]
+    kept = self.models
     if n > 1: self.models = copy.deepcopy(kept)                                 # what is only believed is forgotten after the batch
-    for _ in range(n):
+    if n > 1 and chosen: _believe(self, chosen[0], level)
+    while (missing := n - sum(map(len, chosen))):
         x, level = _choose(self, allowed if level is None else [level])
         chosen.append(x)
-        if len(chosen) < n and hasattr(self.models[""], "believe"):
-            for model in self.models.values(): model.believe(x, level - self.levels)
+        if missing > 1: _believe(self, x, level)
     self.models = kept
     return _at(self, level, self.space.decode(torch.cat(chosen)))
+
+def _believe(self: MultiFidelityBO, X: Tensor, level: int) -> None:
+    "Take what the surrogates expect at encoded designs as measured, where they can."
+    for model in self.models.values():
+        if hasattr(model, "believe"): model.believe(X, level - self.levels)
 
 def _at(self: MultiFidelityBO, level: int, designs: Any) -> Any:
     "Note the level of a batch, and hand the batch on."

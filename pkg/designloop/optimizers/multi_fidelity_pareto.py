@@ -18,7 +18,7 @@ from ..core.errors import ParameterError, check_number
 from ..core.problems import Outcomes, Problem
 from ..core.trials import Trials
 from ..models.multi_fidelity import JointAR1, MultiFidelityModel
-from .multi_fidelity import MultiFidelityBO, _around, _best_mean, _log_feasible
+from .multi_fidelity import MultiFidelityBO, _around, _best_mean, _log_feasible, _said
 from .novelty import pareto_fronts
 
 # %% auto #0
@@ -179,13 +179,9 @@ class MultiFidelityParetoBO(MultiFidelityBO):
         return designs, self.predict(designs)
 
     def predict(self, designs: Any) -> pd.DataFrame:
-        "Mean and 90 % range of both objectives without noise, and the chance of failure where there are constraints. Raises as `recommend`."
+        "Mean and 90 % range of true measurements of both objectives, noise included, and the chance that the truth fails where there are constraints. Raises as `recommend`."
         said = super().predict(designs)
-        x, o = self.space.encode(self.space.validate(designs)), self.objectives[1]
-        mean, variance = (v.detach().numpy() for v in self.models["second"].posterior(x))
-        if o.goal == "minimize": mean = -mean
-        half = 1.645 * np.sqrt(variance)
-        return said.assign(**{o.name: mean, f"{o.name} low": mean - half, f"{o.name} high": mean + half})
+        return said.assign(**_said(self.models["second"], self.space.encode(self.space.validate(designs)), self.objectives[1]))
 
 # %% ../../../nbs/optimizers/multi_fidelity_pareto.ipynb #50e392f1
 def front_curve(
