@@ -14,6 +14,7 @@ from designloop.core.laboratory import Laboratory, read_log
 from designloop.core.problems import Constraint, Objective, Outcomes, Problem
 from designloop.core.seeds import cap_threads
 from designloop.core.spaces import Box, Choice, Inequality, Mixed, Real
+from designloop.optimizers.bayesian import BayesianOptimizer
 from designloop.optimizers.composite import CCBO
 from designloop.optimizers.evolution import GeneticAlgorithm, RandomSearch
 
@@ -149,6 +150,17 @@ def test_a_correction_is_appended_and_the_optimizer_knows_only_the_truth(tmp_pat
     assert a.open_runs == [2, 3, 4] and len(a.optimizer) == 1
     a.correct(1, flow=5.0)
     assert float(a.optimizer.history_designs["flow"].iloc[0]) == 5.0
+
+
+def test_a_campaign_begun_with_an_earlier_version_goes_on(tmp_path):
+    "Its search lacks attributes that came later, and its log has no drops."
+    search = CCBO(SPRAY, 1, candidates=64)
+    del search.labels, search._warned
+    lab = Laboratory(search, tmp_path / "c")
+    lab.ask(2)
+    lab = Laboratory.open(lab.folder)
+    fill(lab, [2.0, None], [0, 1])
+    assert len(lab.optimizer) == 2 and lab.optimizer.labels == ["usable"]
 
 
 def test_a_crash_between_log_and_state_and_a_torn_line_are_repaired(lab):
@@ -427,6 +439,8 @@ def test_what_is_a_label_and_several_of_them(tmp_path):
     lab = Laboratory(RandomSearch(measured), tmp_path / "n", labels=[])
     lab.ask(1)
     lab.tell({"run": 1, "purity": 0.9, "yield": 0.73})
+    lab = Laboratory(CCBO(measured, candidates=64, labels=[]), tmp_path / "o")       # the search says what is a label
+    assert lab.labels == []
     lab = Laboratory(RandomSearch(Problem("two", BOX.space, Objective("loss"), [Constraint("works", ">=", 0.5), Constraint("clogged", "<=", 0.5)])), tmp_path / "two")
     lab.ask(3)
     assert list(pd.read_csv(lab.folder / "sheet-1.csv"))[-3:] == ["loss", "works", "clogged"]
@@ -460,3 +474,25 @@ def test_a_published_campaign_is_replayed(tmp_path):
         assert torch.equal(lab.trials.outcomes.values, published.outcomes.values) and lab.trials.designs.equals(published.designs) and len(lab.optimizer) == 16
     assert [bool(r["predicted"]) for r in rounds._runs().values()] == [False] * 8 + [True] * 8      # said before they were told
     assert not any(r["predicted"] for r in whole._runs().values())
+
+
+def test_bayesian_optimization_hears_of_failures_and_does_not_repeat_them(tmp_path):
+    "Beyond a = 0.6 a run clogs and has neither a yield nor a temperature. Every run is told, no recipe comes twice, and a reopened campaign goes on."
+    clogs = Problem("bench", Box({"a": (0, 1), "b": (0, 1)}), Objective("y"), [Constraint("worked", ">=", 0.5), Constraint("heat", "<=", 3.0)])
+    lab = Laboratory(BayesianOptimizer(clogs, seed=0, initial=4, candidates=64), tmp_path / "c", labels=["worked"])
+    for _ in range(8):
+        lab.ask(1)
+        (run,) = lab.open_runs
+        x = lab._runs()[run]["design"]
+        failed = x["a"] > 0.6
+        lab.tell({"run": [run], "y": [None if failed else x["a"]], "heat": [None if failed else x["b"]], "failed": [int(failed)]})
+    designs = lab.optimizer.history_designs
+    assert len(lab.optimizer) == 8 and 0 < int(lab.optimizer.history_outcomes["y"].isnan().sum()) < 8
+    assert torch.cdist(designs, designs)[~torch.eye(8, dtype=torch.bool)].min() > 0.01
+    assert lab.recommend().frame["a"][0] <= 0.6 and len(Laboratory.open(tmp_path / "c").optimizer) == 8
+
+
+def test_a_failure_without_a_label_is_told_the_way_out(tmp_path):
+    lab = Laboratory(RandomSearch(BOX), tmp_path / "c")
+    lab.ask(1)
+    with pytest.raises(OutcomeError, match=r"drop\(run, why\) it, or begin a campaign with a label"): lab.tell({"run": [1], "loss": [None], "failed": [1]})

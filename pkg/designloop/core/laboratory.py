@@ -164,13 +164,15 @@ class Laboratory:
     def __init__(self,
         optimizer: Optimizer,                     # anything that proposes; it is copied, not changed
         folder: str | Path,                       # a new folder
-        labels: Sequence[str] | None = None,      # outcomes that are yes or no; None: constraints with bound 0.5
+        labels: Sequence[str] | None = None,      # outcomes that are yes or no; None: the optimizer's own labels, else constraints with bound 0.5
     ):
         if not isinstance(optimizer, Optimizer): raise ParameterError(f"optimizer is a {type(optimizer).__name__}; give an Optimizer, for instance CCBO(problem).")
         folder = Path(folder)
         if (folder / "log.jsonl").exists(): raise StateError(f"there is a campaign in {folder} already; go on with Laboratory.open({str(folder)!r}), or use another folder.")
         names = list(dict.fromkeys([o.name for o in optimizer.objectives] + [c.name for c in optimizer.constraints]))
-        labels = [c.name for c in optimizer.constraints if c.bound == 0.5] if labels is None else [check_choice("labels", n, names) for n in labels]
+        own = getattr(optimizer, "labels", None)
+        if labels is None: labels = [c.name for c in optimizer.constraints if (c.bound == 0.5 if own is None else c.name in own)]
+        labels = [check_choice("labels", n, names) for n in labels]
         fields, clogged = _fields(optimizer.space), [c.name for c in optimizer.constraints if c.op == "<=" and c.name in labels]
         for name in fields + names:
             if name in OWN_COLUMNS or (name == "failed" and (name in fields or name not in clogged)):
@@ -490,7 +492,8 @@ def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     if failed is not None and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
     for name in self.outcomes:
         if values[name] is None and not self._failed(values):
-            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else "."))
+            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else
+                               "; if the run failed, drop(run, why) it, or begin a campaign with a label: Constraint('worked', '>=', 0.5)."))
     return values
 
 def _design(self: Laboratory, where: str, row: Mapping, recipe: Mapping) -> dict:

@@ -113,6 +113,9 @@ class CCBO(Optimizer):
         self.groups = categorical_groups(self.space)
         self._models: tuple[int, GaussianProcess, FeasibilityClassifier | None] | None = None
 
+    def __setstate__(self, state: dict) -> None:      # of a campaign that was begun before these existed, too
+        self.__dict__ |= {"labels": [c.name for c in state["constraints"] if c.bound == 0.5], "_warned": False, **state}
+
     def _scale(self, y: Any) -> Tensor:
         y = torch.as_tensor(y, dtype=torch.float64)
         return y.log() if self.transform == "log" else y
