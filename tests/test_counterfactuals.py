@@ -407,6 +407,17 @@ def test_drawing_encoder_is_seeded_and_knows_its_words():
     with pytest.raises(ParameterError, match="none of the words"): encoder.embed_text("beautiful")
 
 
+def test_a_picture_can_be_the_target():
+    encoder, frames = DrawingEncoder(seed=0, drawings=300, steps=60), typical_frames(60, np.random.default_rng(5))
+    small, large = draw_frames(frames, 32), draw_frames(frames, 96).numpy()
+    assert np.array_equal(encoder.embed_pictures(small), encoder.embed(frames)) and encoder.embed_pictures(small[0]).shape == (32,)
+    assert ((encoder.embed_pictures(large) * encoder.embed(frames)).sum(1) > 0.9).all(), "the size of a picture hardly matters"
+    assert resemble("like it", encoder.embed, encoder.embed_pictures(large[3])).function(frames).argmin() == 3
+    for wrong, says in ((small[0, :20], "square"), (255 * small, r"to 2[0-9.]+; darkness lies in \[0, 1\]"), (np.zeros((2, 3, 32, 32)), "one channel"), ("bike.png", "no numbers"),
+                        (np.full((8, 8), np.nan), "darkness")):
+        with pytest.raises(ParameterError, match=says): encoder.embed_pictures(wrong)
+
+
 def test_frames_when_the_data_is_there():
     try: locate(known_file("design-counterfactuals/framed_structural.csv"), fetch=False)
     except DataMissing as e: pytest.skip(str(e))
@@ -426,19 +437,30 @@ def test_frames_when_the_data_is_there():
 def test_explorer_reacts_to_every_control():
     found = plane([VALID, Minimize("minus_x1")]).search(10, seed=0)
     explorer = TradeOffExplorer(found, n=5)
-    for control, value in ((explorer.sliders["w_proximity"], 5.0), (explorer.sliders["w_diversity"], 0.0), (explorer.soft["minus_x1"], 5.0), (explorer.n, 3),
-                           (explorer.rule, "kdpp")):
+    first = explorer.table.value
+    for control, value in ((lambda: explorer.sliders["w_proximity"], 5.0), (lambda: explorer.sliders["w_diversity"], 0.0), (lambda: explorer.soft["minus_x1"], 5.0),
+                           (lambda: explorer.rule, "kdpp"), (lambda: explorer.n, 3)):
         explorer.reset()
-        before = explorer.table.value
-        assert explorer.frame.equals(explorer.candidates.sample(explorer.n.value, diversity=explorer.rule.value))
-        if control is explorer.rule: explorer.sliders["w_diversity"].value = 3.0; before = explorer.table.value
-        control.value = value
-        assert explorer.table.value != before, control.description
+        assert explorer.table.value == first and explorer.frame.equals(explorer.candidates.sample(5)), "every control is back"
+        before = first
+        if control() is explorer.rule: explorer.sliders["w_diversity"].value = 3.0; before = explorer.table.value
+        control().value = value
+        assert explorer.table.value != before, control().description
     assert len(explorer.frame) == 3 and "role='status'" in explorer.status.value and "<img alt=" in explorer.picture.value
     explorer.dataset.value = False
     assert (explorer.frame["origin"] != "data set").all()
     bundle = explorer._repr_mimebundle_()
     assert "<table" in bundle["text/html"] and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_reset_is_not_overtaken_by_messages_on_their_way():
+    explorer = TradeOffExplorer(plane().search(5, seed=0), n=4)
+    first, late = explorer.table.value, explorer.controls.children
+    explorer.sliders["w_proximity"].value = 5.0; explorer.n.value = 7; explorer.rule.value = "kdpp"; explorer.dataset.value = False
+    explorer.reset_button.click()
+    for control in late: control.set_state({"index": 1} if hasattr(control, "options") else {"value": False if isinstance(control.value, bool) else 3})   # from a browser
+    assert explorer.table.value == first and explorer.n.value == 4 and explorer.rule.value == "greedy" and explorer.dataset.value
+    assert all(control.comm is None for control in late), "closed, so that they do not pile up"
 
 
 def test_explorer_needs_candidates_and_marks_changes(found):
@@ -456,6 +478,9 @@ def test_resemble_is_a_cosine():
     found = plane([VALID, resemble("east", embed, [1.0, 0.0])]).search(10, seed=0)
     assert (found.sample(5, objective_weights={"east": 50.0}, w_diversity=0)["x1"] > 0.5).all()
     with pytest.raises(ParameterError): resemble("east", embed, [0.0, 0.0])
+    with pytest.raises(ParameterError, match="target='a text' is not a vector"): resemble("east", embed, "a text")
+    with pytest.raises(ParameterError, match=r"shape \(2, 2\)"): resemble("east", embed, np.ones((2, 2)))
+    assert np.allclose(resemble("east", embed, [[1.0, 0.0]]).function(CASE.X), far(CASE.X))
     with pytest.raises(OutcomeError): resemble("east", embed, [1.0, 0.0, 0.0]).function(CASE.X)
 
 

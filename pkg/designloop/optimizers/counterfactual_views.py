@@ -61,38 +61,33 @@ class TradeOffExplorer(_Shown):
         top: float = 5.0,             # largest weight of a slider
     ):
         if not len(candidates): raise ParameterError(f"there is nothing to explore: {candidates.unmet()}")
-        self.candidates = candidates
-        wide = dict(style={"description_width": "8.5em"}, layout=W.Layout(width="21em"), continuous_update=False)
-        top = check_number("top", top, 1)
-        self.sliders = {k: W.FloatSlider(v, min=0, max=top, step=0.1, description=k.removeprefix("w_"), **wide) for k, v in self.DEFAULTS.items()}
-        self.soft = {t.name: W.FloatSlider(1.0, min=0, max=top, step=0.1, description=t.name, **wide) for t in candidates.query.soft}
-        self.n = W.IntSlider(check_number("n", n, 1, 50, integer=True), min=1, max=50, description="suggestions", **wide)
-        self.rule = W.Dropdown(options=[("greedy farthest points", "greedy"), ("k-DPP", "kdpp")], description="rule", style={"description_width": "8.5em"},
-                               layout=W.Layout(width="21em"))
-        self.dataset = W.Checkbox(True, description="also known designs", indent=False, layout=W.Layout(width="14em"))
-        self.reset_button = W.Button(description="Reset", icon="undo", tooltip="All weights back to their defaults", layout=W.Layout(width="7em"))
-        self.status, self.picture, self.table = W.HTML(), W.HTML(), W.HTML()
-        self._quiet = False
-        for control in (*self.sliders.values(), *self.soft.values(), self.n, self.rule, self.dataset): control.observe(lambda _: self._update(), "value")
+        self.candidates, self.start, self.top = candidates, check_number("n", n, 1, 50, integer=True), check_number("top", top, 1)
+        self.reset_button = W.Button(description="Reset", icon="undo", tooltip="All controls back to what they were at the start", layout=W.Layout(width="7em"))
         self.reset_button.on_click(lambda _: self.reset())
-        controls = W.VBox([*self.sliders.values(), *self.soft.values(), self.n, self.rule, W.HBox([self.dataset, self.reset_button])])
-        self.widget = W.VBox([W.HBox([controls, self.picture], layout=W.Layout(flex_flow="row wrap")), self.status, self.table])
+        self.controls, self.status, self.picture, self.table = W.VBox(), W.HTML(), W.HTML(), W.HTML()
+        self.widget = W.VBox([W.HBox([W.VBox([self.controls, self.reset_button]), self.picture], layout=W.Layout(flex_flow="row wrap")), self.status, self.table])
         self.widget.add_class("designloop-tradeoffs")
-        self._update()
+        self.reset()
 
     def reset(self) -> None:
-        "All weights back to their defaults."
-        self._quiet = True
-        for k, v in self.DEFAULTS.items(): self.sliders[k].value = v
-        for slider in self.soft.values(): slider.value = 1.0
-        self._quiet = False
+        "All controls back to what they were at the start. They are new ones: what a browser still sends from the old ones then moves nothing."
+        old, label = self.controls.children, dict(style={"description_width": "8.5em"}, layout=W.Layout(width="21em"))
+        def weight(name: str, value: float) -> W.FloatSlider:
+            return W.FloatSlider(value, min=0, max=self.top, step=0.1, description=name, continuous_update=False, **label)
+        self.sliders = {k: weight(k.removeprefix("w_"), v) for k, v in self.DEFAULTS.items()}
+        self.soft = {t.name: weight(t.name, 1.0) for t in self.candidates.query.soft}
+        self.n = W.IntSlider(self.start, min=1, max=50, description="suggestions", continuous_update=False, **label)
+        self.rule = W.Dropdown(options=[("greedy farthest points", "greedy"), ("k-DPP", "kdpp")], description="rule", **label)
+        self.dataset = W.Checkbox(True, description="also known designs", indent=False, layout=W.Layout(width="14em"))
+        self.controls.children = [*self.sliders.values(), *self.soft.values(), self.n, self.rule, self.dataset]
+        for control in self.controls.children: control.observe(lambda _: self._update(), "value")
+        for control in old: control.close()
         self._update()
 
     @property
     def frame(self) -> pd.DataFrame: return self.candidates.rows(self.rows)
 
     def _update(self) -> None:
-        if self._quiet: return
         options = {k: s.value for k, s in self.sliders.items()}
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -124,11 +119,16 @@ class TradeOffExplorer(_Shown):
 def resemble(
     name: str,                     # name of the new objective
     embed: Callable,               # designs [n] -> vectors [n, d]
-    target: np.ndarray,            # the vector to come close to [d]: of a prompt, of a picture, of another design
+    target: np.ndarray,            # the vector to come close to [d] or [1, d]: of a prompt, of a picture, of another design
     goal: float | None = None,     # value to reach, for aggregate="dtai"
 ) -> Minimize:
-    "A soft target: one minus the cosine between a design's embedding and a vector. Raises `ParameterError` for a vector without length."
-    target = np.asarray(check_finite("target", target), dtype=float).reshape(-1)
+    "A soft target: one minus the cosine between a design's embedding and a vector. Raises `ParameterError` for what is no vector or has no length."
+    try: target = np.asarray(target, dtype=float)
+    except (TypeError, ValueError):
+        raise ParameterError(f"target={target!r:.60} is not a vector of numbers; embed it first, with the model that `embed` uses.") from None
+    if target.ndim == 2 and len(target) == 1: target = target[0]
+    if target.ndim != 1: raise ParameterError(f"target has shape {target.shape}; give one vector [d], such as a row of it or their mean.")
+    check_finite("target", target)
     length = float(np.linalg.norm(target))
     if not length: raise ParameterError("target has length 0, so that it points nowhere; embed a prompt or an example.")
     def far(designs: pd.DataFrame) -> np.ndarray:

@@ -304,10 +304,25 @@ class DrawingEncoder:
             losses.append(float(loss.detach()))
         return losses
 
-    @torch.no_grad()
     def embed(self, designs: pd.DataFrame) -> np.ndarray:      # unit vectors [n, width]
         "Vectors of the drawings of frames."
-        return torch.nn.functional.normalize(self.image(draw_frames(designs, self.size)[:, None]), dim=1).numpy().astype(float)
+        return self.embed_pictures(draw_frames(designs, self.size))
+
+    @torch.no_grad()
+    def embed_pictures(self,
+        pictures: Tensor | np.ndarray,    # darkness in [0, 1] of square pictures of any size, [n, h, h] or [h, h]; a window of 2 m as in `draw_frames`
+    ) -> np.ndarray:                      # unit vectors [n, width]; [width] for one picture
+        "Vectors of pictures. Raises `ParameterError` for what is no square picture or has values outside [0, 1]."
+        try: x = torch.as_tensor(np.asarray(pictures), dtype=torch.float32)
+        except (TypeError, ValueError): raise ParameterError(f"pictures={pictures!r:.60} are no numbers; give an array [n, h, h] of darkness, such as 1 - grey / 255.") from None
+        if x.ndim not in (2, 3) or x.shape[-1] != x.shape[-2] or not x.shape[-1]:
+            raise ParameterError(f"pictures have shape {tuple(x.shape)}; it must be [n, h, h] or [h, h]: square and one channel. Pad, or average the colours.")
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ParameterError(f"pictures hold values from {float(x.min()):g} to {float(x.max()):g}; darkness lies in [0, 1]. For grey values use 1 - grey / 255.")
+        batch = (x if x.ndim == 3 else x[None])[:, None]
+        if x.shape[-1] != self.size: batch = torch.nn.functional.interpolate(batch, size=(self.size, self.size), mode="area")
+        vectors = torch.nn.functional.normalize(self.image(batch), dim=1).numpy().astype(float)
+        return vectors if x.ndim == 3 else vectors[0]
 
     @torch.no_grad()
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:      # unit vectors [n, width]; [width] for one text
