@@ -447,7 +447,7 @@ def test_what_is_a_label_and_several_of_them(tmp_path):
     with pytest.raises(OutcomeError, match="does not say which of 'works', 'clogged'"): lab.tell({"run": 1, "failed": 1})
     lab.tell({"run": 1, "loss": 2.0, "failed": 0})
     form = lab.form()
-    assert [t.description for t in form.failed[2].values()] == ["works failed", "clogged failed"]
+    assert [t.description for t in form.failed[2].values()] == ["failed: works", "failed: clogged"]
     form.failed[2]["clogged"].value = True
     form.fields[3]["loss"].value = "3"
     form.save.click()
@@ -495,4 +495,4 @@ def test_bayesian_optimization_hears_of_failures_and_does_not_repeat_them(tmp_pa
 def test_a_failure_without_a_label_is_told_the_way_out(tmp_path):
     lab = Laboratory(RandomSearch(BOX), tmp_path / "c")
     lab.ask(1)
-    with pytest.raises(OutcomeError, match=r"drop\(run, why\) it, or begin a campaign with a label"): lab.tell({"run": [1], "loss": [None], "failed": [1]})
+    with pytest.raises(OutcomeError, match=r"drop\(run, why\) it, or begin a campaign with Constraint"): lab.tell({"run": [1], "loss": [None], "failed": [1]})

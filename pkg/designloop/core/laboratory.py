@@ -482,7 +482,10 @@ def _label(self: Laboratory, where: str, name: str, raw: Any) -> float | None:
 def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     "The outcomes of one row, checked; None when nothing was filled in."
     values = {n: self._label(where, n, row.get(n)) if n in self.labels else _value(where, n, row.get(n)) for n in self.outcomes}
-    failed = self._label(where, "failed", row.get("failed")) if self.labels else None
+    failed = self._label(where, "failed", row.get("failed"))
+    if failed and not self.labels:
+        raise OutcomeError(f"{where}: 'failed' is 1, and no constraint of this campaign says what a failed run is; drop(run, why) it, or begin a campaign with "
+                           "Constraint('worked', '>=', 0.5).")
     if failed is None and all(v is None for v in values.values()): return None
     for c in self.optimizer.constraints:
         if c.name not in self.labels or values[c.name] is not None: continue
@@ -492,8 +495,7 @@ def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     if failed is not None and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
     for name in self.outcomes:
         if values[name] is None and not self._failed(values):
-            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else
-                               "; if the run failed, drop(run, why) it, or begin a campaign with a label: Constraint('worked', '>=', 0.5)."))
+            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else "."))
     return values
 
 def _design(self: Laboratory, where: str, row: Mapping, recipe: Mapping) -> dict:
@@ -628,7 +630,7 @@ class ResultForm:
             self.fields[number] = {n: W.Text(placeholder=f"{n}{f' [{units[n]}]' if n in units else ''}", layout=W.Layout(width="11em"))
                                    for n in lab.outcomes if n not in ticks}
             parts = [W.HTML(f"<b>run {number}</b>: {escape(self._recipe(number))}", layout=W.Layout(min_width="30em")), *self.fields[number].values()]
-            self.failed[number] = {n: W.Checkbox(description="failed" if len(ticks) == 1 else f"{n} failed", indent=False, layout=W.Layout(width="auto", min_width="6em"))
+            self.failed[number] = {n: W.Checkbox(description="failed" if len(ticks) == 1 else f"failed: {n}", indent=False, layout=W.Layout(width="auto", min_width="6em"))
                                    for n in ticks}
             rows.append(W.HBox([*parts, *self.failed[number].values()]))
         self.message.value = escape(said or ("" if rows else "No recipe is open; ask for one."))
