@@ -54,8 +54,54 @@ def test_checkpoint_resumes_and_refuses_strangers(tmp_path):
     assert len(went_on.seen) == 2600
     assert np.array_equal(went_on.seen["ground_truth"][:1300], whole.seen["ground_truth"][:1300])
     with pytest.raises(StateError, match="another search: seed was 0, now 5"): make("serene", 2600, seed=5).run(checkpoint=tmp_path, progress=False)
+    identity, search = pickle.loads((tmp_path / "search.pkl").read_bytes())
+    old = {k: identity[k] for k in ("method", "env", "genes", "seed", "pop_size")}                # as earlier versions wrote it
+    (tmp_path / "search.pkl").write_bytes(pickle.dumps((old, search)))
+    with pytest.raises(StateError, match="earlier version that did not keep policy, limit, chunk_size"): make("serene", 2600).run(checkpoint=tmp_path, progress=False)
     (tmp_path / "search.pkl").write_bytes(b"half a file")
     with pytest.raises(DataCorrupt, match="cannot be read"): make("serene", 2600).run(checkpoint=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name, was, now", [
+    ("random", {}, {"limit": 1.0}), ("novelty", {}, {"criterion": "reward"}), ("novelty", {}, {"chunk_size": 77}), ("novelty", {}, {"bd_size": 3}),
+    ("taxons", {"epochs": 1}, {"epochs": 2}), ("taxons", {}, {"frames": 2}), ("taxons", {}, {"train_frames": 50}), ("serene", {}, {"emitter": "cma"}),
+    ("serene", {}, {"scheduler": "ucb"}), ("map-elites", {"batch": 20}, {"batch": 25}), ("cma-me", {}, {"limit": 2.0})])
+def test_a_checkpoint_is_resumed_under_its_own_options_only(name, was, now, tmp_path):
+    make(name, 60, **was).run(checkpoint=tmp_path, progress=False)
+    (option, value), = now.items()
+    with pytest.raises(StateError, match=f"{option}.* was .*, now {value!r}"): make(name, 90, **{**was, **now}).run(checkpoint=tmp_path, progress=False)
+    assert len(make(name, 90, **was).run(checkpoint=tmp_path, progress=False).seen) == 90
+
+
+class _Plain:
+    "An environment without a repr of its own."
+    bounds, reward_areas = ((-1, 1), (-1, 1)), ("a",)
+    def __init__(self, slope=0.1): self.slope = slope
+    def rollout(self, policy, genomes, images=True, frames=1):
+        return Rollouts(np.zeros(len(genomes)), np.full(len(genomes), -1), np.tanh(self.slope * genomes[:, :2]))
+
+
+def test_an_environment_is_known_by_its_class_and_attributes_not_by_its_address(tmp_path):
+    NoveltySearch(_Plain(), POLICY, 60, pop_size=10).run(checkpoint=tmp_path, progress=False)
+    assert len(NoveltySearch(_Plain(), POLICY, 90, pop_size=10).run(checkpoint=tmp_path, progress=False).seen) == 90
+    with pytest.raises(StateError, match=r"env was '_Plain\(slope=0.1\)', now '_Plain\(slope=0.2\)'"):
+        NoveltySearch(_Plain(0.2), POLICY, 90, pop_size=10).run(checkpoint=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["cma-me", "map-elites"])
+def test_the_grid_keeps_the_genomes_that_were_rolled_out(name):
+    "With a narrow limit nearly every Gaussian of CMA-ME leaves it; what the archive holds must lead where the archive says."
+    kept = make(name, 600, limit=1.0).run(progress=False).novelty_archive
+    assert np.abs(kept["genome"]).max() <= 1
+    np.testing.assert_allclose(ENV.rollout(POLICY, kept["genome"], images=False).ground_truth, kept["ground_truth"], atol=1e-4)
+
+
+def test_a_reward_needs_an_area():
+    search = make("random", budget=20)
+    genomes = search.ask(3)
+    lost = Rollouts([0.0, 0.4, 0.0], [-1, -1, -1], np.zeros((3, 2)))
+    with pytest.raises(OutcomeError, match="row 1 has the reward 0.4 and reward_area -1; .* 0 to 3 .north-east"): search.tell(genomes, lost)
+    assert search.spent == 0
 
 
 def test_interruption_keeps_what_is_done(tmp_path):
@@ -83,6 +129,13 @@ def test_interruption_keeps_what_is_done(tmp_path):
     (lambda: SERENE(ENV, POLICY, 1000, criterion="alternate"), ParameterError, "needs surprise"),
     (lambda: STAX(type("NoAreas", (), {"rollout": 0, "bounds": ENV.bounds})(), POLICY, 1000), ParameterError, "NoAreas has no 'reward_areas'"),
     (lambda: STAX(ENV, object(), 1000), ParameterError, "no 'n_genes'"),
+    (lambda: STAX(ENV, POLICY, 1000, chunk=100), ParameterError, "STAX has no option 'chunk'; .*Did you mean 'chunk_size'"),
+    (lambda: CMAME(ENV, POLICY, 1000, sigma=1.0), ParameterError, "CMAME has no option 'sigma'; its options are batch, seed"),
+    (lambda: NoveltySearch(type("Blind", (), {"rollout": lambda self, policy, genomes: 0, "bounds": ENV.bounds, "reward_areas": ()})(), POLICY, 1000), ParameterError,
+     r"Blind: rollout\(policy, genomes\) does not take images and frames"),
+    (lambda: NoveltySearch(type("Fallen", (Point2D,), {"bounds": ((1, -1), (0, 1))})(16), POLICY, 1000), ParameterError, "low < high"),
+    (lambda: ENV.rollout(POLICY, np.zeros((3, 48)), frames=0), ParameterError, "frames=0 .* >= 1"),
+    (lambda: Rollouts([0.0], [-1], [[0, 0]], np.zeros((1, 1, 4, 4, 3), np.uint8)), OutcomeError, "16, 32 or 64 for the autoencoder"),
     (lambda: Point2D(image_size=48), ParameterError, "power of two"),
     (lambda: BehaviorAutoencoder(10, 128), ParameterError, "16, 32, 64"),
     (lambda: BehaviorAutoencoder(10, 16).encode(np.zeros((2, 1, 16, 16, 4), np.uint8)), OutcomeError, "a power of two"),

@@ -5,6 +5,7 @@
 # %% ../../../nbs/optimizers/novelty.ipynb #cf326688
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import sys
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core.errors import DataCorrupt, DesignError, OutcomeError, ParameterError, StateError, check_choice, check_number
-from ..core.novelty import Archive, Rollouts, coverage, coverage_curve, novelty, uniformity
+from ..core.errors import DataCorrupt, DesignError, OutcomeError, ParameterError, StateError, check_choice, check_number, closest
+from ..core.novelty import Archive, Rollouts, cell_of, coverage, coverage_curve, novelty, uniformity
 from ..core.seeds import derive_seed, seed_streams
 
 # %% auto #0
@@ -83,9 +84,21 @@ class SearchResult:
                 f"{len(self.reward_areas)}, archives {len(self.novelty_archive)} + {len(self.reward_archive)})")
 
 # %% ../../../nbs/optimizers/novelty.ipynb #900a39b3
+def _described(thing: Any) -> str:
+    "What a thing is, without its place in memory: its own repr, or its class with the plain attributes."
+    if type(thing).__repr__ is not object.__repr__: return repr(thing)
+    plain = {k: v for k, v in sorted(getattr(thing, "__dict__", {}).items()) if not k.startswith("_") and isinstance(v, bool | int | float | str | tuple | None)}
+    return f"{type(thing).__qualname__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
+def _options(cls: type) -> list[str]:
+    "Every option that a search takes, its parents' included."
+    return list(dict.fromkeys(k for c in cls.__mro__ if "__init__" in vars(c) and c is not object
+                              for k, p in inspect.signature(c.__init__).parameters.items() if k not in ("self", "env", "policy", "budget") and p.kind is not p.VAR_KEYWORD))
+
 class BehaviorSearch:
     "Ask/tell over genomes with roll-outs as answers; subclasses implement `_propose` and `_absorb`. Raises `ParameterError` for bad options."
     name, images, frames = "behavior search", False, 1
+    settings: tuple[str, ...] = ("seed", "pop_size", "limit")     # options that make the search what it is; a checkpoint is resumed under the same ones only
 
     def __init__(self,
         env: Any,                  # has rollout(policy, genomes, images, frames), bounds, reward_areas
@@ -94,11 +107,17 @@ class BehaviorSearch:
         pop_size: int = 100,       # individuals in the population
         seed: int = 0,             # root of the random streams
         limit: float = 5.0,        # genes live in [-limit, limit]
+        **unknown: Any,            # refused
     ):
+        for k in unknown:
+            known, near = _options(type(self)), closest(k, _options(type(self)))
+            raise ParameterError(f"{type(self).__name__} has no option {k!r}; its options are {', '.join(known)}.{f' Did you mean {near!r}?' if near else ''}")
         for part in ("rollout", "bounds", "reward_areas"):
             if not hasattr(env, part):
                 raise ParameterError(f"env={type(env).__name__} has no {part!r}; an environment needs rollout, bounds of its true behaviour and reward_areas.")
         if not hasattr(policy, "n_genes"): raise ParameterError(f"policy={type(policy).__name__} has no 'n_genes'; it must say how long a genome is.")
+        _check_rollout(env)
+        cell_of(np.zeros((0, 2)), env.bounds)                     # refuses bounds that are upside down
         self.env, self.policy, self.n_genes = env, policy, int(policy.n_genes)
         self.pop_size, self.limit = check_number("pop_size", pop_size, 2, integer=True), check_number("limit", limit, 0, exclusive=True)
         self.budget, self.seed = check_number("budget", budget, 1, integer=True), check_number("seed", seed, 0, integer=True)
@@ -140,6 +159,10 @@ class BehaviorSearch:
         if self.images and rollouts.images is None: raise OutcomeError(f"{self.name} learns from frames, but rollouts.images is None; roll out with images=True.")
         if self.images and rollouts.images.shape[2] != self.env.image_size:
             raise OutcomeError(f"frames are {rollouts.images.shape[2]} pixels wide, the environment's are {self.env.image_size}; render at one size.")
+        if (lost := (rollouts.reward > 0) & (rollouts.reward_area < 0)).any():
+            row = int(lost.argmax())
+            raise OutcomeError(f"row {row} has the reward {rollouts.reward[row]:g} and reward_area {rollouts.reward_area[row]}; say in which area it was earned, "
+                               f"0 to {len(self.env.reward_areas) - 1} ({', '.join(map(str, self.env.reward_areas))}); -1 is for no reward.")
         if (rollouts.reward_area >= len(self.env.reward_areas)).any(): raise OutcomeError(f"reward_area goes up to {rollouts.reward_area.max()}, "
                                                                                         f"but the environment has {len(self.env.reward_areas)} areas; number them from 0.")
         at = sum(len(r) for r in self._told)
@@ -170,7 +193,8 @@ class BehaviorSearch:
         return SearchResult(self.name, self.env.bounds, tuple(self.env.reward_areas), self.seen, self.novelty_archive, self.reward_archive, self.log, self.interrupted)
 
     def _identity(self) -> dict:
-        return {"method": type(self).__name__, "env": repr(self.env), "genes": self.n_genes, "seed": self.seed, "pop_size": self.pop_size}
+        return {"method": type(self).__name__, "env": _described(self.env), "policy": _described(self.policy), "genes": self.n_genes,
+                **{k: getattr(self, k) for k in self.settings}}
 
     def run(self,
         checkpoint: str | Path | None = None,     # folder saved to about every 1000 evaluations; an existing one is resumed
@@ -204,13 +228,25 @@ class BehaviorSearch:
             with open(folder / "search.pkl", "rb") as f: identity, search = pickle.load(f)
         except Exception as e:      # a pickle can fail in any way its classes like
             raise DataCorrupt(f"the checkpoint {folder} cannot be read ({e}); delete the folder to start again.") from e
-        differ = [f"{k} was {identity.get(k)!r}, now {v!r}" for k, v in self._identity().items() if identity.get(k) != v]
+        now = self._identity()
+        if unsaid := [k for k in now if k not in identity]:
+            raise StateError(f"the checkpoint {folder} is of an earlier version that did not keep {', '.join(unsaid)}, so nobody can tell whether it is this search; "
+                             "finish it with that version, use another folder, or delete this one.")
+        differ = [f"{k} was {identity[k]!r}, now {v!r}" for k, v in now.items() if identity[k] != v]
         if differ: raise StateError(f"the checkpoint {folder} belongs to another search: {'; '.join(differ)}. Use another folder, or delete this one.")
-        budget = self.budget
-        self.__dict__.update(search.__dict__)
-        self.budget = budget
+        kept = {k: self.__dict__[k] for k in ("env", "policy", "budget")}
+        self.__dict__.update({**search.__dict__, **kept})
 
     def __repr__(self): return f"{type(self).__name__}(spent={self.spent} of {self.budget}, seed={self.seed})"
+
+def _check_rollout(env: Any) -> None:
+    "Refuse a roll-out that cannot be asked for frames, before any budget is spent."
+    try: takes = inspect.signature(env.rollout).parameters
+    except (TypeError, ValueError): return                        # nothing that can be read
+    missing = [k for k in ("images", "frames") if k not in takes]
+    if missing and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ParameterError(f"env={type(env).__name__}: rollout({', '.join(takes)}) does not take {' and '.join(missing)}; define rollout(policy, genomes, images=True, frames=1), "
+                             "where images says whether to draw and frames how many.")
 
 class RandomPolicies(BehaviorSearch):
     "Genomes drawn uniformly, the search that every other must beat."
@@ -246,6 +282,7 @@ def pareto_survivors(
 class NoveltySearch(BehaviorSearch):
     "Keep what behaves differently (Lehman and Stanley 2011), by a true or a learned descriptor (Paolo et al. 2019)."
     name, chunk_least = "novelty search", 1
+    settings = (*BehaviorSearch.settings, "chunk_size", "bd_size", "criterion", "descriptor", "frames", "epochs", "train_frames")
 
     def __init__(self, env: Any, policy: Any, budget: int,
         pop_size: int = 100,                 # parents
@@ -263,6 +300,7 @@ class NoveltySearch(BehaviorSearch):
         self.chunk_size = check_number("chunk_size", chunk_size, self.chunk_least, integer=True)
         self.criterion, self.descriptor = check_choice("criterion", criterion, CRITERIA), check_choice("descriptor", descriptor, DESCRIPTORS)
         self.bd_size, self.frames = check_number("bd_size", bd_size, 1, integer=True), check_number("frames", frames, 1, integer=True)
+        self.epochs = check_number("epochs", epochs, 0, integer=True)
         self.images, self.encoder = descriptor != "truth", None
         self.train_frames = None if train_frames is None else check_number("train_frames", train_frames, 5, integer=True)
         if not self.images and criterion in ("surprise", "alternate", "pareto"):
@@ -270,7 +308,7 @@ class NoveltySearch(BehaviorSearch):
         if self.images:
             from designloop.models.behavior_encoder import BehaviorAutoencoder
             if not hasattr(env, "image_size"): raise ParameterError(f"env={type(env).__name__} has no 'image_size'; a learned descriptor needs frames of a known size.")
-            self.encoder = BehaviorAutoencoder(bd_size, env.image_size, derive_seed(self.seed, "encoder"), epochs=epochs, device=device)
+            self.encoder = BehaviorAutoencoder(bd_size, env.image_size, derive_seed(self.seed, "encoder"), epochs=self.epochs, device=device)
         self.population, self.offspring = Archive(), Archive()
         self.explored, self.chunks_explored, self._next_training, self._interval = 0, 0, 1, 2
 
@@ -363,8 +401,8 @@ class NSGA2(NoveltySearch):
 
 # %% ../../../nbs/optimizers/novelty.ipynb #c2821732
 class _RibsSearch(BehaviorSearch):
-    "A ribs scheduler over a grid of the true behaviour space."
-    cells = 50
+    "Emitters of ribs over a grid of the true behaviour space."
+    cells, settings = 50, (*BehaviorSearch.settings, "batch")
 
     def __init__(self, env: Any, policy: Any, budget: int,
         batch: int = 200,                # evaluations in a generation
@@ -373,22 +411,28 @@ class _RibsSearch(BehaviorSearch):
         super().__init__(env, policy, budget, seed=seed, **options)
         self.batch = check_number("batch", batch, 5, integer=True)
         from ribs.archives import GridArchive
-        from ribs.schedulers import Scheduler
-        grid = GridArchive(solution_dim=self.n_genes, dims=(self.cells, self.cells), ranges=self.env.bounds, seed=self._ribs_seed("grid"))
-        self.scheduler = Scheduler(grid, self._emitters(grid))
+        self.grid = GridArchive(solution_dim=self.n_genes, dims=(self.cells, self.cells), ranges=self.env.bounds, seed=self._ribs_seed("grid"))
+        self.emitters = self._emitters(self.grid)
 
     def _ribs_seed(self, *names: object) -> int: return derive_seed(self.seed, "ribs", *names) % 2**32
     def _emitters(self, grid: Any) -> list: raise NotImplementedError
 
-    def _propose(self): return self.scheduler.ask()
+    def _propose(self):
+        batches = [e.ask() for e in self.emitters]
+        self._cuts = np.cumsum([len(b) for b in batches])[:-1]
+        return np.concatenate(batches)
 
     def _absorb(self, genomes, rollouts):
+        "Not by ribs' scheduler, which would store the genomes before they were clipped."
         self._reward(genomes, rollouts)
         (x0, x1), (y0, y1) = self.env.bounds
-        self.scheduler.tell(rollouts.reward, np.clip(rollouts.ground_truth, (x0, y0), (x1, y1)))
+        told = {"solution": genomes, "objective": rollouts.reward, "measures": np.clip(rollouts.ground_truth, (x0, y0), (x1, y1))}
+        added = self.grid.add(**told)
+        for e, rows in zip(self.emitters, np.split(np.arange(len(genomes)), self._cuts), strict=True):
+            e.tell(**{k: v[rows] for k, v in told.items()}, add_info={k: v[rows] for k, v in added.items()})
 
     def result(self):
-        kept = self.scheduler.archive.data(["solution", "objective", "measures"])
+        kept = self.grid.data(["solution", "objective", "measures"])
         self.novelty_archive = Archive({"genome": kept["solution"], "reward": kept["objective"], "ground_truth": kept["measures"].astype(np.float32)}) if len(
             kept["objective"]) else Archive()
         return super().result()

@@ -112,7 +112,7 @@ class ChunkScheduler:
 # %% ../../../nbs/optimizers/stax.ipynb #fcd7e20b
 class STAX(NoveltySearch):
     "Explore in a learned behaviour space, exploit by emitters (Paolo et al. 2024). Raises `ParameterError` for a chunk below 66 evaluations."
-    name, chunk_least = "STAX", SCREENING
+    name, chunk_least, settings = "STAX", SCREENING, (*NoveltySearch.settings, "emitter", "scheduler_kind")
 
     def __init__(self, env: Any, policy: Any, budget: int,
         pop_size: int = 100,                  # exploring population
@@ -124,7 +124,7 @@ class STAX(NoveltySearch):
         descriptor: str = "learned",          # "untrained" with criterion "novelty" is STAX-NT, "truth" is SERENE
         **options: Any):                      # frames, epochs, seed, limit, device
         super().__init__(env, policy, budget, pop_size, chunk_size, bd_size, criterion, descriptor, **options)
-        self.emitter, self.scheduler = check_choice("emitter", emitter, EMITTERS), ChunkScheduler(scheduler)
+        self.emitter, self.scheduler, self.scheduler_kind = check_choice("emitter", emitter, EMITTERS), ChunkScheduler(scheduler), scheduler
         self.candidates, self.active = Archive(), []
         self.running: list[Emitter] = []           # emitters whose genomes are under evaluation
         self.screening, self.mode = False, ""
@@ -210,9 +210,6 @@ class STAX(NoveltySearch):
             if len(e.buffer): self.novelty_archive.add(self._rows(e.buffer, self.streams["selection"].choice(len(e.buffer), min(5, len(e.buffer)), replace=False)))
             self.active.remove(e)
             self.running = []
-
-    def _identity(self): return {**super()._identity(), "chunk_size": self.chunk_size, "emitter": self.emitter, "scheduler": self.scheduler.kind,
-                                 "criterion": self.criterion, "descriptor": self.descriptor, "bd_size": self.bd_size}
 
 class SERENE(STAX):
     "Novelty search in a given behaviour space, with emitters (Paolo et al. 2021)."

@@ -73,8 +73,8 @@ class SparseWorld:
         images: bool = True,           # draw frames?
         frames: int = 1,               # how many, evenly spaced; the last is the end of the episode
     ) -> Rollouts:
-        "Play one episode for each genome. Raises `DesignError` for genomes that do not fit the policy."
-        layers = policy.layers(genomes)
+        "Play one episode for each genome. Raises `DesignError` for genomes that do not fit the policy, `ParameterError` for frames that are not in the episode."
+        layers, frames = policy.layers(genomes), check_number("frames", frames, 1, self.steps, integer=True)
         n, state = len(layers[0][0]), self.start(len(layers[0][0]))
         shown = np.round(np.linspace(0, self.steps, frames + 1)[1:]).astype(int)
         reward, area, drawn = np.zeros(n, np.float32), np.full(n, -1), []
