@@ -418,7 +418,7 @@ def _same_unit(a: str, b: str) -> bool:
 def _table(self: Laboratory, results: Any, columns: Mapping[str, str | None]) -> pd.DataFrame:
     "A table from a path, a DataFrame or a mapping of columns (plain values for one run), with known columns only; its index says which row is which."
     space, units = self.optimizer.space, _units(self.optimizer)
-    known = list(dict.fromkeys(["run", *_fields(space), *self.outcomes, *(["failed"] if self.labels else [])]))
+    known = list(dict.fromkeys(["run", *_fields(space), *self.outcomes, "failed"]))
     if isinstance(results, str | Path): frame = _read(Path(results), [*known, *columns])
     else:
         if isinstance(results, Mapping) and not any(isinstance(v, Sequence | pd.Series | np.ndarray) and not isinstance(v, str) for v in results.values()):
@@ -443,7 +443,8 @@ def _table(self: Laboratory, results: Any, columns: Mapping[str, str | None]) ->
                              "where None leaves a column out.")
     for name in filter(None, names):
         if names.count(name) > 1: raise ParameterError(f"the columns {listed(h for h, n in zip(heads, names, strict=True) if n == name)} are both {name!r}; keep one of them.")
-    if not set(names) & {*self.outcomes, "failed"}: raise ParameterError(f"results has the column(s) {listed(heads)}, none of which is a result; results are {listed([*self.outcomes, *known[len(known) - bool(self.labels):]])}.")
+    if not {*self.outcomes, "failed"} & set(names):
+        raise ParameterError(f"results has the column(s) {listed(heads)}, none of which is a result; results are {listed(dict.fromkeys([*self.outcomes, 'failed']))}.")
     comma = frame.attrs.get("separator", ",") != ","
     frame = frame.loc[:, [n is not None for n in names]].set_axis([n for n in names if n is not None], axis=1)
     for name in frame if comma else ():
