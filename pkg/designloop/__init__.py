@@ -16,7 +16,7 @@ _WHERE = {
     "core.spaces": "Space Box Mixed Real Integer Choice Inequality Sequences Texts",
     "core.problems": "Problem Objective Constraint Outcomes",
     "core.trials": "Trials",
-    "core.loop": "Optimizer optimize",
+    "core.loop": "Optimizer optimize inference_regret",
     "core.episodes": "Agent Decision Episode rollout rollouts",
     "core.records": "record claim read_records",
     "core.laboratory": "Laboratory",
