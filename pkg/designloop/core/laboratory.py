@@ -483,10 +483,7 @@ def _label(self: Laboratory, where: str, name: str, raw: Any) -> float | None:
 def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     "The outcomes of one row, checked; None when nothing was filled in."
     values = {n: self._label(where, n, row.get(n)) if n in self.labels else _value(where, n, row.get(n)) for n in self.outcomes}
-    failed = self._label(where, "failed", row.get("failed"))
-    if failed and not self.labels:
-        raise OutcomeError(f"{where}: 'failed' is 1, and no constraint of this campaign says what a failed run is; drop(run, why) it, or begin a campaign with "
-                           "Constraint('worked', '>=', 0.5).")
+    failed = self._label(where, "failed", row.get("failed")) if self.labels else None
     if failed is None and all(v is None for v in values.values()): return None
     for c in self.optimizer.constraints:
         if c.name not in self.labels or values[c.name] is not None: continue
@@ -496,7 +493,8 @@ def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     if failed is not None and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
     for name in self.outcomes:
         if values[name] is None and not self._failed(values):
-            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else "."))
+            raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else
+                               ", or drop(run, why) it; a campaign whose runs may fail needs a label: Constraint('worked', '>=', 0.5)."))
     return values
 
 def _design(self: Laboratory, where: str, row: Mapping, recipe: Mapping) -> dict:

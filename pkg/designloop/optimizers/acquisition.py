@@ -43,7 +43,7 @@ def log_expected_closeness(
     reach: float,      # least distance to it so far
 ) -> Tensor:           # logarithm [...]
     "Log of the expected gain in closeness, E (reach - |f - target|)+: the second difference of three expected improvements."
-    c = max(reach, 1e-9 * float(sd.max()))
+    c = max(reach, 1e-9 * float(sd.detach().max()))
     def above(edge): z = (mean - edge) / sd; return sd * (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) + z * torch.special.ndtr(z))
     gain = above(target - c) - 2 * above(target) + above(target + c)
     far = torch.minimum(log_expected_improvement(mean, sd, target - c), log_expected_improvement(-mean, sd, -target - c))

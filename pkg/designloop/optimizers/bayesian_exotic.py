@@ -32,11 +32,13 @@ class Environments:
         if not ((self.values >= 0) & (self.values <= 1)).all():
             raise ParameterError(f"values hold {float(self.values[(self.values < 0) | (self.values > 1)][0]):g}, which lies outside [0, 1]; encode conditions with Box.encode.")
         k = len(self.values)
-        self.weights = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        try: self.weights = torch.full((k,), 1 / k, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError): raise ParameterError(f"weights={weights!r} are not numbers; give one a condition, or None for equal ones.") from None
+        if self.weights.shape != (k,): raise ParameterError(f"weights={self.weights.tolist()} must be {k} numbers, one a condition; or None for equal ones.")
         check_finite("weights", self.weights)
-        if self.weights.shape != (k,) or (self.weights < 0).any() or abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise ParameterError(f"weights={self.weights.tolist()} must be {k} numbers of at least 0 that sum to 1; "
-                                 f"their sum is {float(self.weights.sum()):g}, divide by it.")
+        if (self.weights < 0).any(): raise ParameterError(f"weights hold {float(self.weights.min()):g}; a condition occurs with a weight of at least 0.")
+        if abs(float(self.weights.sum()) - 1) > 1e-6:
+            raise ParameterError(f"weights={self.weights.tolist()} must sum to 1; their sum is {float(self.weights.sum()):g}" + (", divide by it." if self.weights.any() else "."))
 
     def pairs(self, x: Tensor) -> Tensor:
         "Every design with every condition, [m, k, d + e]."

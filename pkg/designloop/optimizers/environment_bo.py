@@ -51,7 +51,7 @@ def _conditions(space: Space, environment: pd.DataFrame) -> tuple[pd.DataFrame, 
     any_design = space.to_frame(space.sample(1, np.random.default_rng(0)))
     whole = pd.concat([any_design] * len(environment), ignore_index=True).assign(**{c: environment[c].to_numpy() for c in environment})
     try: native = space.from_frame(whole)
-    except DesignError as e: raise ParameterError(f"environment: {e}") from None
+    except (DesignError, ValueError) as e: raise ParameterError(f"environment: {e}") from None
     return space.to_frame(native)[list(environment)], native
 
 # %% ../../../nbs/optimizers/environment_bo.ipynb #83b6e793
@@ -70,6 +70,7 @@ class EnvironmentBO(Optimizer):
         designs: int = 24,                   # designs among which the best average is sought in each step
         candidates: int = 192,               # pairs scored before the refinement
     ):
+        if not isinstance(problem, Problem): raise ParameterError(f"problem is a {type(problem).__name__}; give Problem('name', space, Objective('y')).")
         super().__init__(problem, seed)
         whole = SpaceMoves(self.space)                                            # refuses other spaces
         one = self.objectives[0]
