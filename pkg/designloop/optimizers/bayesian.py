@@ -329,7 +329,8 @@ def _slack_process(self: BayesianOptimizer, constraint: Constraint, X: Tensor) -
     options = {k: v for k, v in self.surrogate.items() if k != "fixed"} | {"noise": "none" if self.surrogate["noise"] == "none" else "infer"}
     slack = constraint.slack(self.history_outcomes[constraint.name])
     label = len(slack.unique()) < 3                                        # a step; no curve changes it
-    def make(scale: float) -> GaussianProcess: return GaussianProcess(self.moves.groups, **{"kernel": "rbf" if math.isinf(scale) and not label else "matern52", **options})
+    def make(scale: float) -> GaussianProcess:
+        return GaussianProcess(self.moves.groups, **{"kernel": "rbf" if math.isinf(scale) and not label else "matern52", **options})
     return fit_bent(X, slack, make, BENDS[:1] if label else BENDS, self._warm.setdefault(constraint, {}), "bound")[0]
 
 BayesianOptimizer.belief, BayesianOptimizer._utility_process, BayesianOptimizer._slack_process = property(_belief), _utility_process, _slack_process
