@@ -300,7 +300,8 @@ def _ask(self: Laboratory, n: int = 1) -> Sheet:
     again = [f" Run {first + i} is next to run {list(dropped)[j]}, which was dropped ({dropped[list(dropped)[j]]['why']})." for i, j in np.argwhere(alike)]
     return self._sheet([r["run"] for r in runs], f"Fill in sheet-{sum(e['event'] == 'ask' for e in self.log)}.csv, or use form()." + "".join(again))
 
-Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._hear, Laboratory._replayed, Laboratory._said, Laboratory.ask = _next_run, _runs, _pairs, _hear, _replayed, _said, _ask
+Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._hear = _next_run, _runs, _pairs, _hear
+Laboratory._replayed, Laboratory._said, Laboratory.ask = _replayed, _said, _ask
 
 # %% ../../../nbs/core/laboratory.ipynb #cba4edd9
 def _sheet(self: Laboratory, numbers: Sequence[int], note: str = "") -> Sheet:
@@ -397,7 +398,8 @@ def _read(
     except csv.Error as e: raise DataCorrupt(f"{path} cannot be read as a CSV table: {e}.") from e
     for line, row in rows:
         if any(row[len(heads):]):
-            raise DataCorrupt(f"{path}, line {line}: {len(row)} cells for {len(heads)} headings; between commas, a number with a comma needs quotes: write a point, or save with ';'.")
+            raise DataCorrupt(f"{path}, line {line}: {len(row)} cells for {len(heads)} headings; "
+                                  "between commas, a number with a comma needs quotes: write a point, or save with ';'.")
     frame = pd.DataFrame([(row + [""] * len(heads))[:len(heads)] for _, row in rows], columns=heads, index=[f"line {n}" for n, _ in rows], dtype=object)
     frame = frame.loc[:, [bool(h) or frame.iloc[:, i].ne("").any() for i, h in enumerate(heads)]]
     frame.attrs["separator"] = separator

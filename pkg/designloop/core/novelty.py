@@ -61,7 +61,8 @@ def check_frames(
     shape = np.shape(images)
     side = shape[-2] if len(shape) == 5 else 0
     if len(shape) != 5 or shape[-1] != 3 or shape[-3] != side or side < 8 or side & (side - 1) or (n is not None and shape[0] != n):
-        raise OutcomeError(f"images have shape {shape}; they must be [{n if n is not None else 'n'}, frames, side, side, 3], the side a power of two from 8 (16, 32 or 64 for the autoencoder).")
+        raise OutcomeError(f"images have shape {shape}; they must be [{n if n is not None else 'n'}, frames, side, side, 3], "
+                               "the side a power of two from 8 (16, 32 or 64 for the autoencoder).")
     if np.asarray(images).dtype != np.uint8: raise OutcomeError(f"images are {np.asarray(images).dtype}; render to uint8, 0 to 255.")
     return np.asarray(images)
 
