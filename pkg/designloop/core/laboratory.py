@@ -531,7 +531,8 @@ def _tell(self: Laboratory,
         if number is not None: where = f"run {number:g}"
         values = self._measured(where, row)
         if values is None: continue
-        if number is not None and number not in runs: raise ParameterError(f"{where} was never proposed; the open ones are {waiting}. For a run of your own, leave 'run' empty and give every field.")
+        if number is not None and number not in runs:
+            raise ParameterError(f"{where} was never proposed; the open ones are {waiting}. For a run of your own, leave 'run' empty and give every field.")
         if number is not None and runs[number]["why"]: raise StateError(f"{where} was dropped ({runs[number]['why']}); if it was run after all, undo({number:g}) opens it again.")
         left = [k for k in waiting if all(t["run"] != k for t in told)]
         if number is not None and number not in left: raise StateError(f"{where} has a result already; change it with correct({number:g}, …).")
