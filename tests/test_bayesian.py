@@ -1,4 +1,5 @@
 """Bayesian optimization: identities, peers, bad input, and the contract's finer points. Seeds are fixed; sampled checks allow five standard errors."""
+import copy
 import math
 import pickle
 import warnings
@@ -406,7 +407,7 @@ def test_runs_that_failed_are_learnt_from():
     outcomes = search.history_outcomes
     assert len(search) == 12 and 2 <= int(outcomes["y"].isnan().sum()) <= 8 and torch.equal(outcomes["y"].isnan(), search.history_designs[:, 0] > 0.6)
     assert torch.cdist(search.history_designs, search.history_designs)[~torch.eye(12, dtype=torch.bool)].min() > 1e-3, "no design comes twice"
-    assert search.utilities.max() > -0.01 and bool((search.recommend()[:, 0] <= 0.6).all())
+    assert search.utilities.max() > -0.05 and bool((search.recommend()[:, 0] <= 0.6).all())
     assert len(search.belief.utility.y) == int(outcomes["y"].isfinite().sum()) and len(search.belief.slacks[0].y) == 12
     assert search.predict(search.history_designs)["y"].notna().all()
     twin = pickle.loads(pickle.dumps(search))
@@ -424,8 +425,8 @@ def test_failures_alone_are_a_search_for_feasible_designs():
     assert torch.equal(search.recommend().float(), torch.tensor([[0.1, 0.1]])) and search.ask(1).shape == (1, 2)
     search.tell(torch.tensor([[0.2, 0.1]]), Outcomes([[1.5, 1.0]], ("y", "worked")))
     assert search.belief.utility is not None and search.ask(1).shape == (1, 2)
-    with pytest.raises(OutcomeError, match="violates no constraint") as e: search.tell(x[:2], Outcomes([[1.0, 1.0], [float("nan"), 1.0]], ("y", "worked")))
-    assert e.value.row == 1 and len(search) == 5
+    with pytest.raises(OutcomeError, match="row 1 has the value nan for 'y'.*takes NaN only"): search.tell(x[:2], Outcomes([[1.0, 1.0], [float("nan"), 1.0]], ("y", "worked")))
+    assert len(search) == 5
     with pytest.raises(OutcomeError, match=r"Constraint\('worked'"): BayesianOptimizer(LINE).tell(x, Outcomes([1.0, float("nan"), 2.0], ("y",)))
 
 
@@ -532,3 +533,30 @@ def test_the_data_choose_a_curve_for_slacks():
     opt.tell(X, Outcomes(torch.stack([X[:, 0], wall, (X[:, 1] > 0.4).double()], 1), ("y", "g", "worked")))
     assert [gp._form.kernel for gp in opt.belief.slacks] == ["matern52", "matern52"] and float(opt.belief.slacks[0].y.max()) < 0.5 * float(wall.max())
     assert torch.equal(opt.belief.slacks[1].y, (X[:, 1] > 0.4).double() - 0.5), "a label is a step, which no curve changes"
+
+
+def test_a_constraint_that_contradicts_itself_is_refused_before_it_is_remembered():
+    works = Problem("works", Box([(0, 1)] * 2), Objective("y"), [Constraint("worked", ">=", 0.5)])
+    search, x = BayesianOptimizer(works, noise="none"), torch.tensor([[0.5, 0.5], [0.2, 0.8]])
+    search.tell(x, Outcomes([[1.0, 1.0], [2.0, 1.0]], ("y", "worked")))
+    with pytest.raises(OutcomeError, match="worked of the same design was measured as 1 and as 0"): search.tell(x[:1], Outcomes([[float("nan"), 0.0]], ("y", "worked")))
+    assert len(search) == 2 and search.ask(1).shape == (1, 2)
+
+
+@pytest.mark.parametrize("option, acquisition", [({"noisy": True}, "nei"), ({"about": "pes"}, "mes")])
+def test_what_names_an_acquisition_is_no_option_of_it(option, acquisition):
+    with pytest.raises(ParameterError, match="options"): BayesianOptimizer(LINE, acquisition, options=option)
+
+
+def test_a_search_saved_before_slacks_had_curves_goes_on():
+    bounded = Problem("bounded", Box([(0, 1)] * 2), Objective("y"), [Constraint("g", ">=", 0.2)], function=lambda x, f, r: {"y": x[:, 0], "g": x[:, 1]})
+    search = BayesianOptimizer(bounded, candidates=64)
+    for _ in range(2):
+        x = search.ask(6)
+        search.tell(x, bounded.evaluate(x))
+    state, belief = dict(vars(search)), copy.copy(search.belief)
+    del belief.measured, belief.X
+    gp = search.belief.slacks[0]
+    old = BayesianOptimizer.__new__(BayesianOptimizer)
+    old.__setstate__({**state, "_warm": {bounded.constraints[0]: gp.warmth}, "_fitted": (len(search), belief)})
+    assert old.ask(1).shape == (1, 2) and torch.equal(old.recommend(), search.recommend())

@@ -206,12 +206,18 @@ class BayesianOptimizer(Optimizer):
         GaussianProcess(self.moves.groups, **self.surrogate)                       # refuses bad options now
         scored = ("nei" if acquisition == "nei" else "qlogei") if self.batch == "joint" else "lognei" if acquisition == "auto" else acquisition
         known = [p for k in ACQUISITIONS[scored][0].__mro__ if "__init__" in vars(k) for p in inspect.signature(k.__init__).parameters]
-        for option in self.options: check_choice("options", option, [p for p in known if p not in ("self", "model", "best", "rng", "among", "likely", "pending", "args", "kwargs")])
+        inner = ("self", "model", "best", "rng", "among", "likely", "pending", "noisy", "about", "args", "kwargs")
+        for option in self.options: check_choice("options", option, [p for p in known if p not in inner])
         if fields > 20:
             warnings.warn(f"{fields} fields are many for Bayesian optimization on one global belief (about 20 is the limit); freeze fields, or use a trust-region method.",
                           stacklevel=2)
         self._handed, self._start, self._warm, self._yvar, self._gradients, self._known_flat = 0, None, {}, [], [], False
         self._fitted: tuple[int, Belief] | None = None
+
+    def __setstate__(self, state: dict) -> None:      # of a search that was begun before slacks had curves and runs could fail, too
+        warm = {k: w for k, w in state["_warm"].items() if isinstance(w, dict) or not isinstance(k, Constraint)}
+        fitted = state["_fitted"] if state["_fitted"] is not None and hasattr(state["_fitted"][1], "measured") else None
+        self.__dict__ |= {**state, "_warm": warm, "_fitted": fitted}
 
     def ask(self, n: int = 1, pending: Any = None) -> Any: raise NotImplementedError        # below, step by step
 
@@ -230,15 +236,6 @@ def _tell(self: BayesianOptimizer,
     if isinstance(outcomes, Outcomes):
         missing = [n for n in [self.objectives[0].name, *(c.name for c in self.constraints)] if n not in outcomes.names]
         if missing: raise OutcomeError(f"outcomes have the columns {outcomes.names} and lack {missing}; measure every objective and constraint.")
-        violated = sum([c.slack(outcomes[c.name]) < 0 for c in self.constraints], torch.zeros(len(outcomes), dtype=torch.bool))
-        missing = outcomes.values.isnan() & violated[:, None]
-        bad = ~torch.isfinite(outcomes.values) & ~missing
-        if bad.any():
-            i, j = (int(k) for k in bad.nonzero()[0])
-            error = OutcomeError(f"row {i} has the value {float(outcomes.values[i, j])} for {outcomes.names[j]!r} and violates no constraint; leave that trial out, "
-                                 "or report it as failed: NaN, and a constraint such as Constraint('worked', '>=', 0.5) that is measured as 0.")
-            error.row = i
-            raise error
         n, measured = len(outcomes), torch.isfinite(outcomes[self.objectives[0].name])
         if yvar is not None:
             yvar = _numbers("yvar", yvar).reshape(-1)
@@ -256,9 +253,7 @@ def _tell(self: BayesianOptimizer,
             if bad.any(): raise OutcomeError(f"gradients hold {float(gradients[bad][0])}; give finite derivatives, or leave gradients out of this call.")
             gradients = torch.where(measured[:, None], gradients, torch.nan)
         self._refuse_contradictions(designs, outcomes, yvar)
-        Optimizer.tell(self, designs, Outcomes(outcomes.values.masked_fill(missing, 0.0), outcomes.names, outcomes.cost, outcomes.feedback) if missing.any() else outcomes)
-        if missing.any(): self.history_outcomes.values[-n:][missing] = torch.nan
-    else: Optimizer.tell(self, designs, outcomes)                         # says what outcomes are
+    Optimizer.tell(self, designs, outcomes)
     if yvar is not None: self._yvar.append(yvar)
     self._gradients.append(torch.full((len(outcomes), self.moves.dim), torch.nan, dtype=torch.float64) if gradients is None else gradients)
 
@@ -273,19 +268,21 @@ def _refuse_unused(self: BayesianOptimizer) -> None:
             raise ParameterError(f"surrogate option {option}={value!r} is not there for gradients, only {option}={allowed[option][0]!r}; leave it out, or leave gradients out.")
 
 def _refuse_contradictions(self: BayesianOptimizer, designs: Any, outcomes: Outcomes, yvar: Tensor | None) -> None:
-    "Raises `OutcomeError` if exact values (noise='none', or a yvar of 0) differ for one design."
-    if (self.surrogate["noise"] != "none" and yvar is None) or len(designs) != len(outcomes): return
-    designs, name = self.space.validate(designs), self.objectives[0].name
-    both = designs if not len(self) else concat([self.history_designs, designs])
-    y = outcomes[name] if not len(self) else torch.cat([self.history_outcomes[name], outcomes[name]])
-    exact = torch.isfinite(y) & (torch.ones(len(y), dtype=torch.bool) if yvar is None else torch.cat([*self._yvar, yvar]) == 0)
-    seen: dict = {}
-    for i, key in enumerate(self.space.keys(both)):
-        if not exact[i]: continue
-        j = seen.setdefault(key, i)
-        if abs(float(y[i] - y[j])) > 1e-9 * max(1.0, abs(float(y[i]))):
-            raise OutcomeError(f"the same design was measured as {float(y[j]):g} and as {float(y[i]):g} (rows {j} and {i} of all), but "
-                               + ("noise='none'; use noise='infer'." if yvar is None else "yvar says that both are exact; give their variance."))
+    "Raises `OutcomeError` if exact values (noise='none', or a yvar of 0) differ for one design; without noise those of constraints, too."
+    plain = self.surrogate["noise"] == "none"
+    if not plain and yvar is None or len(designs) != len(outcomes): return
+    designs = self.space.validate(designs)
+    keys = self.space.keys(designs if not len(self) else concat([self.history_designs, designs]))
+    for name in (self.objectives[0].name, *(c.name for c in self.constraints if plain)):
+        y = outcomes[name] if not len(self) else torch.cat([self.history_outcomes[name], outcomes[name]])
+        told = yvar is not None and name == self.objectives[0].name
+        exact, seen = torch.isfinite(y) & (torch.cat([*self._yvar, yvar]) == 0 if told else torch.ones(len(y), dtype=torch.bool)), {}
+        for i, key in enumerate(keys):
+            if not exact[i]: continue
+            j = seen.setdefault(key, i)
+            if abs(float(y[i] - y[j])) > 1e-9 * max(1.0, abs(float(y[i]))):
+                raise OutcomeError(f"{name} of the same design was measured as {float(y[j]):g} and as {float(y[i]):g} (rows {j} and {i} of all), but "
+                                   + ("yvar says that both are exact; give their variance." if told else "noise='none'; use noise='infer'."))
 
 BayesianOptimizer.tell, BayesianOptimizer._refuse_unused, BayesianOptimizer._refuse_contradictions = _tell, _refuse_unused, _refuse_contradictions
 
