@@ -37,7 +37,8 @@ def check_levels(
     out = []
     for i, pair in enumerate(data):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ParameterError(f"data[{i}] is a {type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, (tuple, list)) else ''}; give one pair (X, y) per level, the truth last.")
+            raise ParameterError(f"data[{i}] is a {type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, (tuple, list)) else ''}; "
+                                 "give one pair (X, y) per level, the truth last.")
         x, y = (np.asarray(v.detach() if isinstance(v, Tensor) else v, float) for v in pair)
         if x.ndim != 2 or y.shape != (len(x),): raise ParameterError(f"level {i} has X of shape {x.shape} and y of shape {y.shape}; give [n, d] and [n].")
         if out and x.shape[1] != out[0][0].shape[1]:

@@ -217,7 +217,8 @@ def _check_budget(self: MultiFidelityBO, n: int) -> None:
     if need <= self.budget * (1 + 1e-9): return
     first = " + ".join(f"{k} at {c:g}" for k, c in zip(runs, self.costs, strict=True) if k)
     raise ParameterError(f"budget={self.budget:g} is below the cost {need:g} of the initial design ({first}{f', {self.spent:g} spent' if self.spent else ''}) and of the true "
-                         f"{f'evaluations ({n} at a time) that verify' if n > 1 else 'evaluation that verifies'}; a budget is the total cost of all evaluations. Raise it, give smaller sizes"
+                         f"{f'evaluations ({n} at a time) that verify' if n > 1 else 'evaluation that verifies'}; "
+                         "a budget is the total cost of all evaluations. Raise it, give smaller sizes"
                          f"{', or ask for fewer designs at a time' if n > 1 else ''}.")
 
 def _said(model: MultiFidelityModel, x: Tensor, objective: Objective) -> pd.DataFrame:

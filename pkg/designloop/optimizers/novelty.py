@@ -245,8 +245,8 @@ def _check_rollout(env: Any) -> None:
     except (TypeError, ValueError): return                        # nothing that can be read
     missing = [k for k in ("images", "frames") if k not in takes]
     if missing and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        raise ParameterError(f"env={type(env).__name__}: rollout({', '.join(takes)}) does not take {' and '.join(missing)}; define rollout(policy, genomes, images=True, frames=1), "
-                             "where images says whether to draw and frames how many.")
+        raise ParameterError(f"env={type(env).__name__}: rollout({', '.join(takes)}) does not take {' and '.join(missing)}; "
+                             "define rollout(policy, genomes, images=True, frames=1), where images says whether to draw and frames how many.")
 
 class RandomPolicies(BehaviorSearch):
     "Genomes drawn uniformly, the search that every other must beat."

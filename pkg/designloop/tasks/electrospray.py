@@ -43,7 +43,8 @@ class ElectrosprayTask(Problem):
         corners = product((0.05, 5.0), (0.01, 60.0), (10.0, 18.0), SOLVENTS)                       # the diameter is monotone in each field, and these sprays work
         sizes = self.diameter(pd.DataFrame(corners, columns=list(space.fields)))
         if not sizes.min() <= target <= sizes.max():
-            warnings.warn(f"target={target:g} µm is outside of what this simulator can give, {sizes.min():.2f} to {sizes.max():.2f} µm; a search ends at the nearer end.", stacklevel=2)
+            warnings.warn(f"target={target:g} µm is outside of what this simulator can give, {sizes.min():.2f} to {sizes.max():.2f} µm; "
+                          "a search ends at the nearer end.", stacklevel=2)
 
     @staticmethod
     def diameter(designs: pd.DataFrame) -> np.ndarray:
