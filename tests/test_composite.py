@@ -128,6 +128,11 @@ def test_a_failed_run_without_a_size_trains_only_the_classifier():
     given = Outcomes([[math.nan, 0.0]], TASK.outcome_names)
     search.tell(x, given)
     assert given.values.isnan().sum() == 1                        # the caller's outcomes are left alone
+    two = CCBO(Problem("two", TASK.space, TASK.objectives[0], [Constraint("works", ">=", 0.5), Constraint("sticks", ">=", 0.5)]), candidates=64)
+    two.tell(pd.concat([x] * 2, ignore_index=True), Outcomes([[math.nan, 0.0, math.nan], [2.0, 1.0, 0.0]], ("diameter", "works", "sticks")))     # nor the other label
+    with pytest.raises(OutcomeError, match="row 0, 'sticks' is nan"): two.tell(x, Outcomes([[2.0, 1.0, math.nan]], ("diameter", "works", "sticks")))
+    with pytest.raises(OutcomeError, match="row 0 has the value inf"): two.tell(x, Outcomes([[math.inf, 0.0, 1.0]], ("diameter", "works", "sticks")))
+    assert len(two) == 2 and len(two.ask(2)) == 2
 
 
 def test_predictions_are_in_the_unit_of_the_measurement():

@@ -123,7 +123,7 @@ def test_it_says_which_recipe_to_use_and_enters_nothing(tmp_path, make):
 def test_what_an_optimizer_refuses_is_said_with_the_number_of_the_run(tmp_path):
     lab = Laboratory(CCBO(SPRAY, 1, candidates=64), tmp_path / "campaign")
     lab.ask(3)
-    with pytest.raises(OutcomeError, match="run 3: 'size' is -2"): lab.tell({"run": [1, 3], "size": [2.0, -2.0], "failed": [0, 0]})
+    with pytest.raises(OutcomeError, match="run 3, 'size' is -2"): lab.tell({"run": [1, 3], "size": [2.0, -2.0], "failed": [0, 0]})
     assert lab.open_runs == [1, 2, 3]
 
 
@@ -133,6 +133,25 @@ def test_a_failed_run_needs_no_size_and_reaches_an_optimizer_that_can_take_it(tm
         lab.ask(2)
         fill(lab, [None, 4.0], [1, 0])
         assert len(lab.optimizer) == told and lab.trials.outcomes["size"].isnan().tolist() == [True, False] and lab.trials.outcomes["usable"].tolist() == [0, 1]
+
+
+def test_what_may_be_missing_is_the_same_for_the_laboratory_and_its_optimizer(tmp_path):
+    "A run that was measured to violate any constraint may lack anything else, also a label."
+    hot = Problem("hot", BOX.space, Objective("loss", "minimize"), [Constraint("heat", "<=", 2.0)])
+    two = Problem("two", BOX.space, Objective("loss", "minimize"), [Constraint("works", ">=", 0.5), Constraint("sticks", ">=", 0.5), Constraint("heat", "<=", 2.0)])
+    for cls in (CCBO, BayesianOptimizer):
+        lab = Laboratory(cls(hot, candidates=64), tmp_path / f"{cls.__name__}-hot")
+        lab.ask(2)
+        with pytest.raises(OutcomeError, match="'loss' is missing"): lab.tell({"loss": [None, 1.0], "heat": [1.0, 1.0]})
+        lab.tell({"loss": [None, 1.0], "heat": [3.0, 1.0]})
+        assert len(lab.optimizer) == 2 and lab.runs.frame["state"].tolist() == ["failed", "measured"] and lab.trials.outcomes["loss"].isnan().tolist() == [True, False]
+        with pytest.raises(OutcomeError, match="'loss' is missing"): lab.correct(1, heat=1.0)
+        lab = Laboratory(cls(two, candidates=64), tmp_path / f"{cls.__name__}-two")
+        lab.ask(3)
+        with pytest.raises(OutcomeError, match="run 1: nothing says"): lab.tell({"run": 1, "loss": 1.0, "works": 1, "heat": 1.0})
+        lab.tell({"loss": [None, None, 1.0], "works": [0, None, 1], "sticks": [None, None, 1], "heat": [None, 3.0, 1.0]})
+        assert len(lab.optimizer) == 3 and lab.optimizer.history_outcomes.values.isnan().sum(1).tolist() == [3, 3, 0]
+        assert len(Laboratory.open(lab.folder).ask(1)) == 1
 
 
 def test_a_correction_is_appended_and_the_optimizer_knows_only_the_truth(tmp_path):

@@ -28,7 +28,7 @@ from designloop.core.errors import (
     DataCorrupt, DataMissing, DesignError, DesignLoopError, OutcomeError, ParameterError, StateError, check_choice, check_number, closest, listed,
 )
 from .loop import Optimizer
-from .problems import Outcomes
+from .problems import Outcomes, failed
 from .spaces import Box, Choice, Mixed, Real, Space, Texts, n_designs
 from .trials import INITIAL, Trials
 
@@ -248,9 +248,12 @@ def _next_run(self: Laboratory) -> int:
 
 def _pairs(self: Laboratory, runs: Sequence[dict]) -> tuple[Any, Outcomes]:
     "Native designs and outcomes of measured runs."
-    designs = self.optimizer.space.from_frame(pd.DataFrame([r["design"] for r in runs]))
-    values = [[math.nan if r["values"][n] is None else r["values"][n] for n in self.outcomes] for r in runs]
-    return designs, Outcomes(torch.tensor(values, dtype=torch.float64), tuple(self.outcomes))
+    return self._designs([r["design"] for r in runs]), self._outcomes([r["values"] for r in runs])
+
+def _designs(self: Laboratory, rows: Sequence[Mapping]) -> Any: return self.optimizer.space.from_frame(pd.DataFrame(rows))
+
+def _outcomes(self: Laboratory, rows: Sequence[Mapping]) -> Outcomes:
+    return Outcomes(torch.tensor([[math.nan if r[n] is None else r[n] for n in self.outcomes] for r in rows], dtype=torch.float64), tuple(self.outcomes))
 
 def _hear(self: Laboratory, optimizer: Optimizer, runs: Sequence[dict]) -> None:
     "Tell the optimizer; one that cannot take a missing measurement is not told of those runs."
@@ -258,8 +261,9 @@ def _hear(self: Laboratory, optimizer: Optimizer, runs: Sequence[dict]) -> None:
     try:
         if runs: optimizer.tell(*self._pairs(runs))
     except OutcomeError as e:
-        if getattr(e, "row", None) is None: raise
-        raise OutcomeError(f"run {runs[e.row]['run']}: {str(e).removeprefix(f'row {e.row}, ')}") from e
+        row = re.match(r"row (\d+)", str(e))                                      # so does every optimizer begin, where one row is at fault
+        if not row or int(row[1]) >= len(runs): raise
+        raise OutcomeError(f"run {runs[int(row[1])]['run']}{str(e)[row.end():]}") from e
 
 def _replayed(self: Laboratory, optimizer: Optimizer, since: int = 0) -> Optimizer:
     "The optimizer after all entries from `since` on, with every correction in force."
@@ -300,7 +304,7 @@ def _ask(self: Laboratory, n: int = 1) -> Sheet:
     again = [f" Run {first + i} is next to run {list(dropped)[j]}, which was dropped ({dropped[list(dropped)[j]]['why']})." for i, j in np.argwhere(alike)]
     return self._sheet([r["run"] for r in runs], f"Fill in sheet-{sum(e['event'] == 'ask' for e in self.log)}.csv, or use form()." + "".join(again))
 
-Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._hear = _next_run, _runs, _pairs, _hear
+Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._designs, Laboratory._outcomes, Laboratory._hear = _next_run, _runs, _pairs, _designs, _outcomes, _hear
 Laboratory._replayed, Laboratory._said, Laboratory.ask = _replayed, _said, _ask
 
 # %% ../../../nbs/core/laboratory.ipynb #cba4edd9
@@ -340,7 +344,7 @@ def _summary(self: Laboratory) -> Sheet:
     for number, r in self._runs().items():
         values = r["values"] or {}
         said = {f"{n}: expected": _rough(r["predicted"][n], 4) if n in (r["predicted"] or {}) else None for n in self.outcomes if n not in self.labels}
-        state = f"dropped: {r['why']}" if r["why"] else "open" if r["values"] is None else "failed" if self._failed(values) else "measured"
+        state = f"dropped: {r['why']}" if r["why"] else "open" if r["values"] is None else "failed" if self._failed(values) or None in values.values() else "measured"
         rows.append({"run": number, "round": r["round"] + 1 if r["round"] >= 0 else "own", **r["design"],
                      **{n: values.get(n) for n in self.outcomes if n not in self.labels}, **said, "state": state})
     return Sheet(pd.DataFrame(rows))
@@ -485,16 +489,18 @@ def _label(self: Laboratory, where: str, name: str, raw: Any) -> float | None:
 def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     "The outcomes of one row, checked; None when nothing was filled in."
     values = {n: self._label(where, n, row.get(n)) if n in self.labels else _value(where, n, row.get(n)) for n in self.outcomes}
-    failed = self._label(where, "failed", row.get("failed")) if self.labels else None
-    if failed is None and all(v is None for v in values.values()): return None
+    mark = self._label(where, "failed", row.get("failed")) if self.labels else None
+    if mark is None and all(v is None for v in values.values()): return None
+    def excused(name: str) -> bool: return bool(failed(self.optimizer.constraints, self._outcomes([values]))[0, self.outcomes.index(name)])
     for c in self.optimizer.constraints:
-        if c.name not in self.labels or values[c.name] is not None: continue
-        if failed is None and "failed" not in row: raise OutcomeError(f"{where}: nothing says whether the run worked; add the column {c.name!r} or 'failed' with 0 or 1.")
-        if failed and len(self.labels) > 1: raise OutcomeError(f"{where}: 'failed' does not say which of {listed(self.labels)} failed; give each its own column.")
-        values[c.name] = float((c.op == ">=") != bool(failed))
-    if failed is not None and bool(failed) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
+        if c.name not in self.labels or values[c.name] is not None or self._failed(values): continue
+        if mark is None and "failed" not in row and excused(c.name): continue
+        if mark is None and "failed" not in row: raise OutcomeError(f"{where}: nothing says whether the run worked; add the column {c.name!r} or 'failed' with 0 or 1.")
+        if mark and len(self.labels) > 1: raise OutcomeError(f"{where}: 'failed' does not say which of {listed(self.labels)} failed; give each its own column.")
+        values[c.name] = float((c.op == ">=") != bool(mark))
+    if mark is not None and bool(mark) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
     for name in self.outcomes:
-        if values[name] is None and not self._failed(values):
+        if values[name] is None and not excused(name):
             raise OutcomeError(f"{where}: {name!r} is missing; type a number" + (", or mark the run as failed." if self.labels else
                                ", or drop(run, why) it; a campaign whose runs may fail needs a label: Constraint('worked', '>=', 0.5)."))
     return values

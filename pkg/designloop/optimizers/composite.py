@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.errors import OutcomeError, ParameterError, StateError, check_choice, check_number
 from ..core.loop import Optimizer
-from ..core.problems import Outcomes, Problem, feasible
+from ..core.problems import Outcomes, Problem, failed, feasible
 from ..core.spaces import Box, Choice, Mixed, take
 from ..models.feasibility import FeasibilityClassifier
 from ..models.surrogates import GaussianProcess, categorical_groups
@@ -71,17 +71,11 @@ def log_target_improvement(
     return torch.logsumexp(value, -1) + half.clamp_min(1e-300).log() - sd.log() - 0.5 * math.log(2 * math.pi)
 
 # %% ../../../nbs/optimizers/composite.ipynb #4f6e4561
-def _refused(row: int, why: str) -> OutcomeError:
-    "An error that knows its row, so that a laboratory can name the run."
-    error = OutcomeError(f"row {row}, {why}")
-    error.row = row
-    return error
-
 class CCBO(Optimizer):
-    """Constrained composite Bayesian optimization (Wang et al. 2025) on boxes and mixed spaces. A run that failed may have the measurement NaN.
+    """Constrained composite Bayesian optimization (Wang et al. 2025) on boxes and mixed spaces. A run that failed may have NaN for what it could not measure.
     Raises `ParameterError` for other spaces, a target that is not positive with transform="log", or an unknown option."""
     name = "ccbo"
-    takes_failures = True          # NaN is a legal measurement of a run that violates a constraint
+    takes_failures = True          # a run that violates a constraint may have NaN for what it could not measure
 
     def __init__(self,
         problem: Problem,                    # the first objective's goal is the target; constraints say what a usable run is
@@ -121,25 +115,20 @@ class CCBO(Optimizer):
         return y.log() if self.transform == "log" else y
 
     def tell(self, designs, outcomes):
-        """As in every optimizer, except that a run that violates a constraint may have no measurement (NaN). Raises `OutcomeError` for a label other than 0 and 1;
-        warns of a target far outside everything measured."""
-        first = self.objectives[0].name
-        if not isinstance(outcomes, Outcomes): return super().tell(designs, outcomes)
-        for name in self.labels: self._label(name, outcomes[name])
-        y, ok, filled, at = self._positive(outcomes[first]), feasible(self.constraints, outcomes), outcomes.values.clone(), outcomes.names.index(first)
-        if (y.isnan() & ok).any():
-            raise _refused(int((y.isnan() & ok).nonzero()[0]), f"{first!r} is NaN although the run counts as usable; give the measurement, or mark the run as failed.")
-        filled[y.isnan(), at] = 1.0
-        super().tell(designs, Outcomes(filled, outcomes.names, outcomes.cost, outcomes.feedback))
-        if y.isnan().any(): self.history_outcomes.values[-len(y):, at][y.isnan()] = torch.nan
+        "As in every optimizer; also raises `OutcomeError` for a label other than 0 and 1, and warns of a target far outside everything measured."
+        if isinstance(outcomes, Outcomes):
+            for name in self.labels: self._label(name, outcomes)
+            self._positive(outcomes[self.objectives[0].name])
+        super().tell(designs, outcomes)
         self._near_the_target()
 
-    def _label(self, name: str, values: Tensor) -> None:
-        bad = ((values != 0) & (values != 1)).nonzero()
+    def _label(self, name: str, outcomes: Outcomes) -> None:
+        values, missing = outcomes[name], failed(self.constraints, outcomes)[:, outcomes.names.index(name)]
+        bad = ((values != 0) & (values != 1) & ~missing).nonzero()
         if len(bad):
             row = int(bad[0])
-            raise _refused(row, f"{name!r} is {float(values[row]):g}; it counts as a label (its bound is 0.5, or it is one of labels=), and a label is 1 (worked) or 0 (failed). "
-                                f"If it is a measured quantity, leave it out of labels, as in CCBO(problem, labels=[]).")
+            raise OutcomeError(f"row {row}, {name!r} is {float(values[row]):g}; it counts as a label (its bound is 0.5, or it is one of labels=), "
+                               f"and a label is 1 (worked) or 0 (failed). If it is a measured quantity, leave it out of labels, as in CCBO(problem, labels=[]).")
 
     def _near_the_target(self) -> None:
         "Warn, once, of a target that lies far outside everything measured."
@@ -151,11 +140,11 @@ class CCBO(Optimizer):
         warnings.warn(f"the target {self.objectives[0].goal:g} of {self.objectives[0].name!r} lies far outside the {len(seen)} values measured so far "
                       f"({float(seen.min()):g} to {float(seen.max()):g}), so the model can only extrapolate; check the unit of the target, or measure nearer to it.", stacklevel=3)
 
-    def _positive(self, y: Tensor) -> Tensor:
+    def _positive(self, y: Tensor) -> None:
         if self.transform == "log" and (y <= 0).any():
             row = int((y <= 0).nonzero()[0])
-            raise _refused(row, f"{self.objectives[0].name!r} is {float(y[row]):g}, and transform='log' needs positive measurements; correct the value, or use transform='none'.")
-        return y
+            raise OutcomeError(f"row {row}, {self.objectives[0].name!r} is {float(y[row]):g}, and transform='log' needs positive measurements; correct the value, "
+                               "or use transform='none'.")
 
     def _data(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         "Encoded designs [n, d], scaled measurements [n] (NaN where there is none), which runs are usable [n], which have a measurement [n]."
