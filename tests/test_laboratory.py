@@ -93,7 +93,7 @@ def test_part_of_a_batch_what_was_really_set_and_runs_of_ones_own(lab):
     assert lab.runs.frame.set_index("run").loc[1, "flow"] == 7.5
     lab.tell({"flow": [1.0, 2.0], "solvent": ["A", "B"], "size": [1.5, 2.5], "usable": [1, 1]})
     assert lab.runs.frame["round"].tolist() == [1, 1, "own", "own"] and len(lab.optimizer) == 4
-    assert (lab.trials.rounds == [0, 0, -1, -1]).all()
+    assert (lab.trials.rounds == [0, 0, 0, 0]).all()
 
 
 def test_one_run_may_be_told_as_plain_values(lab):
@@ -296,6 +296,13 @@ class Corner(RandomSearch):
 class Few(RandomSearch):
     def ask(self, n=1): return pd.DataFrame({"flow": self.streams["proposer"].choice([1.0, 2.0], n), "solvent": ["A"] * n})
 
+class Line(RandomSearch):
+    "Proposes 1, then 1 and 2, then 2 (next to what is kept), then 3."
+    def ask(self, n=1):
+        at = self.__dict__.setdefault("at", 0)
+        self.at += n
+        return pd.DataFrame({"flow": [1.0, 1.001, 2.0, 2.001, 3.0, 4.0][at:at + n], "solvent": ["A"] * n})
+
 class One(RandomSearch):
     def ask(self, n=1): return pd.DataFrame({"flow": [1.0] * n, "solvent": ["A"] * n})
 
@@ -423,6 +430,69 @@ def test_a_dropped_recipe_is_not_proposed_again_at_once(tmp_path):
     lab = Laboratory(One(SPRAY), tmp_path / "one")
     lab.ask(1); lab.drop(1, "the pump does not hold it")
     assert "Run 2 is next to run 1, which was dropped (the pump does not hold it)." in lab.ask(1).note
+    lab = Laboratory(Line(SPRAY), tmp_path / "line")
+    lab.ask(1); lab.drop(1, "the pump does not hold it")
+    sheet = lab.ask(2)
+    assert sheet.frame.iloc[:, 1].tolist() == [3.0, 2.0] and "is next to" not in sheet.note      # the recipe beside it stays, and is not proposed twice
+    assert lab.log[-1]["asks"] == [{"n": 2}, {"n": 1}, {"n": 1}]
+    (lab.folder / "state.pkl").unlink()
+    assert Laboratory.open(lab.folder).optimizer.at == 5
+
+
+@pytest.mark.parametrize("batch", ["believer", "joint"])
+def test_a_search_that_takes_pending_designs_is_told_what_was_dropped(tmp_path, batch):
+    "The next proposal lies elsewhere, and a campaign that is replayed from its log goes on in the same way."
+    smooth = Problem("smooth", Box([(0, 1)] * 2), Objective("y"))
+    def run(lab):
+        for k in lab.open_runs: d = lab._runs()[k]["design"]; lab.tell({"run": k, "y": -(d["x0"] - 0.3)**2 - (d["x1"] - 0.6)**2})
+    lab = Laboratory(BayesianOptimizer(smooth, seed=0, initial=4, candidates=64, batch=batch), tmp_path / "c")
+    lab.ask(4); run(lab)
+    first = lab.ask(1).frame[["x0", "x1"]].to_numpy()
+    lab.drop(5, "the pump stalls")
+    second = lab.ask(2).frame[["x0", "x1"]].to_numpy()
+    assert lab.log[-1]["asks"][0] == {"n": 2, "pending": [lab._runs()[5]["design"]]} and np.abs(second - first).max(1).min() > 0.01
+    run(lab)
+    shutil.copytree(lab.folder, tmp_path / "d")
+    (tmp_path / "d/state.pkl").unlink()
+    assert Laboratory.open(tmp_path / "d").ask(1).frame.equals(lab.ask(1).frame)
+    lab.undo(5)                                                  # it is open again, and no longer to be kept away from
+    run(lab); lab.ask(1)
+    assert "asks" not in lab.log[-1]
+
+
+def test_a_log_that_counts_how_often_was_asked_is_replayed(tmp_path):
+    "As earlier versions wrote it: the whole batch again."
+    lab = Laboratory(RandomSearch(BOX, seed=1), tmp_path / "c")
+    lab.ask(2)
+    other = RandomSearch(BOX, seed=1)
+    for _ in range(3): last = other.ask(2)
+    text = (lab.folder / "log.jsonl").read_text().replace('"n": 2, ', '"n": 2, "asks": 3, ')
+    (lab.folder / "log.jsonl").write_text(text)
+    (lab.folder / "state.pkl").unlink()
+    assert len(last) == 2 and torch.equal(Laboratory.open(lab.folder).optimizer.ask(1), other.ask(1))
+
+
+def test_what_is_not_the_number_of_a_run_is_refused(tmp_path):
+    frozen = Problem("f", Mixed({"a": Real(0, 1), "b": Real(0, 1)}, frozen={"a": 0.5, "b": 0.5}), Objective("y"))
+    lab = Laboratory(RandomSearch(frozen), tmp_path / "c")
+    lab.ask(1)
+    for run in ([1], True, "one", 1.5, None):
+        for call in (lambda run=run: lab.drop(run, "lost"), lambda run=run: lab.undo(run), lambda run=run: lab.correct(run, y=1.0)):
+            with pytest.raises(ParameterError, match="run=.* whole number"): call()
+    lab.drop(np.int64(1), "lost")
+    assert "next to run 1" in lab.ask(1).note                    # there is one recipe only
+
+
+def test_a_run_of_ones_own_belongs_to_the_round_that_it_followed(tmp_path):
+    lab = Laboratory(RandomSearch(BOX), tmp_path / "c")
+    lab.tell({"x": 0.1, "y": 0.1, "loss": 3.0})
+    for loss in (2.0, 1.0):
+        lab.ask(1)
+        lab.tell({"run": lab.open_runs, "loss": [loss]})
+        lab.tell({"x": 0.2, "y": loss, "loss": loss - 0.5})
+    for again in (lab, Laboratory.open(lab.folder)):
+        assert again.trials.rounds.tolist() == [-1, 0, 0, 1, 1] and again.runs.frame["round"].tolist() == ["own", 1, "own", 2, "own"]
+        assert again.trials.best_curve("round").tolist() == [3.0, 1.5, 0.5]
 
 
 def test_a_sheet_that_a_crash_left_out_is_written_on_opening(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -33,7 +34,7 @@ from .spaces import Box, Choice, Mixed, Real, Space, Texts, n_designs
 from .trials import INITIAL, Trials
 
 DIGITS = 4                                       # a dial has about 10**4 positions: what is printed is what is set, and what is told
-TRIES = 3                                        # times an optimizer is asked before a recipe is next to a dropped one
+TRIES = 3                                        # times an optimizer is asked until a recipe next to a dropped one is taken
 OWN_COLUMNS = ("run", "round", "state")          # what the laboratory adds to every table; no field or outcome is called so
 YES, NO = ("yes", "y", "true", "x", "wahr", "vrai"), ("no", "n", "false", "falsch", "faux")      # labels in words, as people and spreadsheets write them
 
@@ -107,7 +108,7 @@ def _rounded(space: Space, designs: Any) -> Any:
 def _alike(space: Space, designs: Any, others: Any) -> np.ndarray:
     "Which designs are next to which others, within a hundredth of every range, bool [n, m]."
     if isinstance(space, Texts): return np.array([[a == b for b in others] for a in designs])
-    return ((space.encode(designs)[:, None] - space.encode(others)[None]).abs().amax(2) < 0.01).numpy()
+    return ((space.encode(designs)[:, None] - space.encode(others)[None]).abs() < 0.01).all(2).numpy()
 
 def _plain(value: Any) -> Any: return value.item() if hasattr(value, "item") else value
 
@@ -188,6 +189,7 @@ class Laboratory:
     def _set_up(self, folder: Path, optimizer: Optimizer) -> None:
         self.folder, self.optimizer, self.log = folder, optimizer, read_log(folder)
         self.outcomes, self.labels = self.log[0]["outcomes"], self.log[0]["labels"]
+        self._takes_pending = "pending" in inspect.signature(optimizer.ask).parameters
 
     @classmethod
     def open(cls, folder: str | Path) -> Laboratory:
@@ -234,7 +236,7 @@ def _runs(self: Laboratory) -> dict[int, dict]:
             rounds += 1
         elif entry["event"] == "tell":
             for r in entry["runs"]:
-                runs.setdefault(r["run"], {"round": INITIAL, "source": "own", "predicted": r.get("predicted"), "why": None})
+                runs.setdefault(r["run"], {"round": rounds - 1 if rounds else INITIAL, "source": "own", "predicted": r.get("predicted"), "why": None})
                 runs[r["run"]] |= {"design": r["design"], "values": r["values"], "told": at}
         elif entry["event"] == "correct": runs[number] |= {"design": entry["design"], "values": entry["values"]}
         elif entry["event"] == "drop": runs[number] |= {"why": entry["why"]}
@@ -271,7 +273,8 @@ def _replayed(self: Laboratory, optimizer: Optimizer, since: int = 0) -> Optimiz
     for at, entry in enumerate(self.log):
         if at < since: continue
         if entry["event"] == "ask":
-            for _ in range(entry.get("asks", 1)): optimizer.ask(entry["n"])       # its random streams move as they did
+            asks = entry.get("asks", 1)                                           # a number in logs of before: so many times for all of them
+            for asked in [{"n": entry["n"]}] * asks if isinstance(asks, int) else asks: self._asked(optimizer, **asked)      # its random streams move as they did
         elif entry["event"] == "tell": self._hear(optimizer, [{**runs[r["run"]], "run": r["run"]} for r in entry["runs"] if r["run"] in runs and runs[r["run"]]["told"] == at])
     return optimizer
 
@@ -279,6 +282,12 @@ def _said(self: Laboratory, optimizer: Optimizer, designs: Any) -> list[dict | N
     "What the optimizer expects of each design, if it can say."
     try: return optimizer.predict(designs).to_dict("records")
     except StateError: return [None] * n_designs(designs)                     # no model, or nothing to predict from yet
+
+def _asked(self: Laboratory, optimizer: Optimizer, n: int, pending: Sequence[dict] = ()) -> Any:
+    "n native designs of the optimizer, which hears of recipes to keep away from."
+    designs = optimizer.space.validate(optimizer.ask(n, pending=self._designs(pending)) if pending else optimizer.ask(n))
+    if n_designs(designs) != n: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {n}.")
+    return designs
 
 def _ask(self: Laboratory, n: int = 1) -> Sheet:
     "The next n recipes; while some are not measured, those again. Also written to `sheet-<round>.csv`, which is never overwritten."
@@ -289,23 +298,31 @@ def _ask(self: Laboratory, n: int = 1) -> Sheet:
         self._write_sheets()
         return self._sheet(waiting, f"{len(waiting)} recipe(s) still open; tell their results first, or drop(run, why) what cannot be run.")
     optimizer, space, dropped = pickle.loads(pickle.dumps(self.optimizer)), self.optimizer.space, {k: r for k, r in self._runs().items() if r["why"]}
-    for asks in range(1, TRIES + 1):
-        designs = space.validate(optimizer.ask(n))
-        if n_designs(designs) != n: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {n}.")
-        designs = _rounded(space, designs)
-        alike = _alike(space, designs, space.from_frame(pd.DataFrame([r["design"] for r in dropped.values()]))) if dropped else np.zeros((n, 0), bool)
-        if asks == TRIES or not alike.any(): break
+    away, asks = [r["design"] for r in dropped.values()], []
+    def proposed(k: int, others: list[dict]) -> list[dict]:
+        asks.append({"n": k, **({"pending": others} if others and self._takes_pending else {})})
+        frame = space.to_frame(_rounded(space, self._asked(optimizer, **asks[-1])))
+        return [{name: _plain(v) for name, v in row.items()} for row in frame.to_dict("records")]
+    def alike(some: list[dict], others: list[dict]) -> np.ndarray:
+        return _alike(space, self._designs(some), self._designs(others)) if others else np.zeros((len(some), 0), bool)
+    rows = proposed(n, away)
+    for _ in range(TRIES - 1):
+        near = np.flatnonzero(alike(rows, away).any(1)).tolist()
+        if not near: break
+        others = away + [row for i, row in enumerate(rows) if i not in near]                  # recipes that are good stay
+        new = proposed(len(near), others)
+        for i, row in zip(near, [row for row, again in zip(new, alike(new, others).any(1), strict=True) if not again], strict=False): rows[i] = row
+    designs, first = self._designs(rows), self._next_run()
     said = self._said(optimizer, designs)
-    first, rows = self._next_run(), space.to_frame(designs).to_dict("records")
-    runs = [{"run": first + i, "design": {k: _plain(v) for k, v in row.items()}, **({"predicted": {k: _plain(v) for k, v in s.items()}} if s else {})}
+    runs = [{"run": first + i, "design": row, **({"predicted": {k: _plain(v) for k, v in s.items()}} if s else {})}
             for i, (row, s) in enumerate(zip(rows, said, strict=True))]
-    self._add({"event": "ask", "n": n, **({"asks": asks} if asks > 1 else {}), "runs": runs}, optimizer)
+    self._add({"event": "ask", "n": n, **({"asks": asks} if asks != [{"n": n}] else {}), "runs": runs}, optimizer)
     self._write_sheets()
-    again = [f" Run {first + i} is next to run {list(dropped)[j]}, which was dropped ({dropped[list(dropped)[j]]['why']})." for i, j in np.argwhere(alike)]
+    again = [f" Run {first + i} is next to run {list(dropped)[j]}, which was dropped ({dropped[list(dropped)[j]]['why']})." for i, j in np.argwhere(alike(rows, away))]
     return self._sheet([r["run"] for r in runs], f"Fill in sheet-{sum(e['event'] == 'ask' for e in self.log)}.csv, or use form()." + "".join(again))
 
 Laboratory._next_run, Laboratory._runs, Laboratory._pairs, Laboratory._designs, Laboratory._outcomes, Laboratory._hear = _next_run, _runs, _pairs, _designs, _outcomes, _hear
-Laboratory._replayed, Laboratory._said, Laboratory.ask = _replayed, _said, _ask
+Laboratory._replayed, Laboratory._said, Laboratory._asked, Laboratory.ask = _replayed, _said, _asked, _ask
 
 # %% ../../../nbs/core/laboratory.ipynb #cba4edd9
 def _sheet(self: Laboratory, numbers: Sequence[int], note: str = "") -> Sheet:
@@ -345,7 +362,7 @@ def _summary(self: Laboratory) -> Sheet:
         values = r["values"] or {}
         said = {f"{n}: expected": _rough(r["predicted"][n], 4) if n in (r["predicted"] or {}) else None for n in self.outcomes if n not in self.labels}
         state = f"dropped: {r['why']}" if r["why"] else "open" if r["values"] is None else "failed" if self._failed(values) or None in values.values() else "measured"
-        rows.append({"run": number, "round": r["round"] + 1 if r["round"] >= 0 else "own", **r["design"],
+        rows.append({"run": number, "round": "own" if r["source"] == "own" else r["round"] + 1, **r["design"],
                      **{n: values.get(n) for n in self.outcomes if n not in self.labels}, **said, "state": state})
     return Sheet(pd.DataFrame(rows))
 
@@ -354,7 +371,7 @@ def _failed(self: Laboratory, values: Mapping) -> bool:
     return any(values.get(c.name) is not None and float(c.slack(torch.tensor(float(values[c.name])))) < 0 for c in self.optimizer.constraints if c.name in self.labels)
 
 def _trials(self: Laboratory) -> Trials:
-    "The measured runs as trials, in the order in which they were told; NaN where a failed run has no measurement."
+    "The measured runs as trials, in the order in which they were told, a run of one's own in the round that it followed; NaN where a failed run has no measurement."
     out, runs = Trials(self.optimizer.space, self.optimizer.objectives, self.optimizer.constraints), self._runs()
     for number in sorted((k for k, r in runs.items() if r["values"] is not None), key=lambda k: (runs[k]["told"], k)):
         out.append(*self._pairs([runs[number]]), runs[number]["round"], self.optimizer.name if runs[number]["source"] == "proposed" else "own")
@@ -564,7 +581,8 @@ def _corrected(self: Laboratory,
     run: int,               # number of a measured run
     **changes: Any,         # new values of measurements, labels, `failed`, or fields of the design
 ) -> Sheet:                 # the run as it is now
-    "Correct a mistyped run by a new entry. Raises `StateError` for a run without a result, `ParameterError` for an unknown name."
+    "Correct a mistyped run by a new entry. Raises `StateError` for a run without a result, `ParameterError` for an unknown name or what is no number of a run."
+    run = check_number("run", run, integer=True)
     record = self._told_run(run)
     names = [*record["design"], *self.outcomes, *(["failed"] if self.labels else [])]
     if not changes: raise ParameterError(f"nothing to change was given; name at least one of {names}.")
@@ -573,7 +591,7 @@ def _corrected(self: Laboratory,
     row = {**record["values"], **{k: v for k, v in changes.items() if k not in design}}
     if "failed" in changes: row |= dict.fromkeys(self.labels)
     values = self._measured(f"run {run}", row)
-    self._rewrite({"event": "correct", "run": int(run), "design": design, "values": values, "was": {"design": record["design"], "values": record["values"]}})
+    self._rewrite({"event": "correct", "run": run, "design": design, "values": values, "was": {"design": record["design"], "values": record["values"]}})
     shown = self.runs.frame
     return Sheet(shown[shown["run"] == run], f"Run {run} corrected; the old entry stays in the log.")
 
@@ -581,18 +599,21 @@ def _undo(self: Laboratory,
     run: int,        # number of a run that was measured or dropped
 ) -> None:
     "Take back a result, or a drop, by a new entry: a recipe is open again, a run of one's own is gone. Raises `StateError` for a run without a result."
-    if self._runs().get(run, {}).get("why"): self._add({"event": "undo", "run": int(run)}, self.optimizer); return
+    run = check_number("run", run, integer=True)
+    if self._runs().get(run, {}).get("why"): self._add({"event": "undo", "run": run}, self.optimizer); return
     record = self._told_run(run)
-    self._rewrite({"event": "undo", "run": int(run), "was": record["values"]})
+    self._rewrite({"event": "undo", "run": run, "was": record["values"]})
 
 def _drop(self: Laboratory,
     run: int,        # number of an open recipe
     why: str,        # what keeps it from being run, in a few words
 ) -> Sheet:          # the run as it is now
-    "Give up an open recipe by a new entry; the optimizer is told nothing. Raises `StateError` for a run that is not open, `ParameterError` without a reason."
+    """Give up an open recipe by a new entry; the optimizer is told nothing. Raises `StateError` for a run that is not open, `ParameterError` without a reason or for
+    what is no number of a run."""
+    run = check_number("run", run, integer=True)
     if not isinstance(why, str) or not why.strip(): raise ParameterError(f"why={why!r} is no reason; say in a few words why the recipe cannot be run.")
     if run not in self.open_runs: raise StateError(f"run {run!r} is not open; open are {self.open_runs}. A result is taken back with undo(run).")
-    self._add({"event": "drop", "run": int(run), "why": why.strip()}, self.optimizer)
+    self._add({"event": "drop", "run": run, "why": why.strip()}, self.optimizer)
     shown = self.runs.frame
     return Sheet(shown[shown["run"] == run], f"Run {run} dropped, {len(self.open_runs)} recipe(s) open; undo({run}) opens it again.")
 
