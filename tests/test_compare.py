@@ -16,7 +16,7 @@ from designloop.core.errors import DataCorrupt, DataMissing, ParameterError, Sta
 from designloop.core.loop import Optimizer, optimize
 from designloop.core.problems import Constraint, Objective, Problem
 from designloop.core.seeds import cap_threads
-from designloop.core.spaces import Box, Choice, Mixed, Real, Sequences
+from designloop.core.spaces import Box, Choice, Integer, Mixed, Real, Sequences
 from designloop.core.trials import Trials
 from designloop.evaluators.optimizer_comparison import COLUMNS, FLOOR, OptimizerComparison, common_start, compare
 from designloop.optimizers.evolution import GeneticAlgorithm, MutationSearch, RandomSearch
@@ -204,6 +204,30 @@ def test_a_noisy_problem_is_judged_by_truth_and_recommendation():
     assert (play(problems=Noisy(sd=0.0), seeds=2).games["judged by"] == "best design, true value").all()
 
 
+def test_the_recommendation_keeps_to_the_budget():
+    told = []
+    class Listening(RandomSearch):
+        def recommend(self): told.append(len(self)); return super().recommend()
+    result = play({"listening": Listening}, Noisy(), seeds=3, rounds=None, budget=7, batch=5)
+    assert told == [7] * 3 and (result.games["measurements"] == 5).all() and (result.curves.groupby("seed")["measurement"].max() == 1).all()
+    by_hand = common_start(Noisy(), 1)
+    optimizer = RandomSearch(Noisy(), seed=1)
+    trials = optimize(Noisy(), optimizer, 1, 5, by_hand, 1, progress=False).take(np.arange(7))
+    best = trials.designs[[int(trials.utilities.argmax())]]
+    assert result.games["inference regret"].iloc[1] == float(Noisy().true_value(best))
+    play({"listening": Listening}, Noisy(), seeds=1, rounds=None, budget=11, batch=5)
+    assert told[-1] == 11
+
+
+def test_rounding_and_designs_that_are_not_allowed_are_no_noise():
+    class Rounded(Problem):
+        def true_value(self, x): return np.where(x[:, 0] >= 0, np.nextafter((x**2).sum(1).numpy(), 9.0), np.nan)
+    rounded = Rounded("rounded", Box([(-1, 1)] * 2), Objective("y", "minimize"), [Constraint("x", "<=", 0.0)], optimum=0.0,
+                      function=lambda x, f, rng: {"y": (x**2).sum(1), "x": -x[:, 0]})
+    result = play({"random": RandomSearch}, rounded, seeds=3)
+    assert (result.games["judged by"] == "best design, true value").all() and result.games["feasible"].all()
+
+
 def test_nothing_feasible_is_charged():
     where = Problem("strip", Box([(0, 1)]), [Objective("y", "minimize")], [Constraint("x", ">=", 0.8)], function=lambda x, f, rng: {"y": x[:, 0], "x": x[:, 0]}, optimum=0.8)
     class Low(RandomSearch):
@@ -365,6 +389,26 @@ def test_saves_and_loads(tmp_path):
     about = json.loads((tmp_path / "c" / "comparison.json").read_text()); about.pop("tables")
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(about))
     with pytest.raises(DataCorrupt): OptimizerComparison.load(tmp_path / "c")
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    play(seeds=1, rounds=2, checkpoint=tmp_path)
+    game = next((tmp_path / "games").glob("*.json"))
+    kept = game.read_text()
+    for text in ("{}", "[]", "{", '{"row": {"state": "done"}}'):
+        game.write_text(text)
+        with pytest.raises(DataCorrupt, match="played again"): play(seeds=1, rounds=2, checkpoint=tmp_path)
+    game.write_text(kept)
+    (tmp_path / "compare.json").write_text("[]")
+    with pytest.raises(DataCorrupt, match="compare.json holds"): play(seeds=1, rounds=2, checkpoint=tmp_path)
+
+
+def test_numbers_of_numpy_can_be_kept(tmp_path):
+    space = Mixed({"a": Real(np.float64(0), np.float32(1)), "i": Integer(np.int64(1), np.int64(5)), "c": Choice((np.int64(1), np.int64(2)))}, frozen={"i": np.int64(2)})
+    mixed = Problem("mixed", space, Objective("y", np.float32(0.5)), function=lambda d, f, rng: torch.tensor(d["a"].to_numpy()))
+    first = play({"random": RandomSearch}, mixed, seeds=1, rounds=2, checkpoint=tmp_path)
+    assert (first.games["state"] == "done").all()
+    pd.testing.assert_frame_equal(play({"random": RandomSearch}, mixed, seeds=1, rounds=2, checkpoint=tmp_path).games, first.games)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------------------

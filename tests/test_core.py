@@ -1,4 +1,5 @@
 """Spaces, problems, trials and the loop: round trips, refusals, resuming."""
+import json
 import pickle
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_bad_designs_are_named(space, bad, says):
     (lambda: Mixed({"a": Integer(0.5, 3)}), "a low=0.5 is not allowed; it must be a whole number"),
     (lambda: Mixed({"a": Real(0, 1)}, limits=["a<=1"]), "limits hold 'a<=1'; write each as an Inequality"),
     (lambda: Mixed({"a": Real(0, 1)}, limits="a<=1"), "limits hold 'a<=1'"),
+    (lambda: Mixed({"a": Real(0, 1)}, limits=3), "limits hold 3; write each as an Inequality"),
     (lambda: Mixed({"a": Real(0, 1)}, limits=[Inequality({"z": 1}, "<=", 1)]), "uses the field 'z', which the space lacks; its fields are 'a'."),
     (lambda: Mixed({"a": Real(0, 1)}, frozen={"a": 3}), "field 'a' cannot be frozen at 3, which it does not have; its values are within [0, 1]."),
     (lambda: Mixed({"c": Choice(("x", "y"))}, frozen={"c": "z"}), "its values are one of ['x', 'y']"),
@@ -331,6 +333,64 @@ def test_regret_by_the_truth():
     with pytest.raises(ParameterError, match=r"truth gave shape \(4, 1\) for 4 designs"): t.regret(truth=lambda x: x)
     late = Trials.of(CLIFF).append(torch.tensor([[0.9, 0.0], [0.0, 0.0]]), CLIFF.evaluate([[0.9, 0.0], [0.0, 0.0]]))
     assert np.array_equal(late.best_curve(truth=height), [np.nan, 1.0], equal_nan=True)
+
+
+def test_equal_measurements_keep_the_first_design():
+    p = Problem("p", Box({"x": (-1, 1)}), Objective("y"), optimum=1.0)
+    t = Trials.of(p).append(torch.tensor([[0.1], [0.9], [0.2]]), Outcomes([0.5, 0.5, 0.5], ("y",)), 0)
+    assert np.allclose(t.regret(truth=height), 0.01) and np.allclose(t.best(1)["x"], 0.1)
+    assert np.allclose(inference_regret(t, Climber(p), height), t.regret("round", height))
+
+
+def test_a_round_ends_where_its_last_trial_ends():
+    p = Problem("p", Box({"x": (-1, 1)}), Objective("y"), optimum=1.0)
+    t = Trials.of(p).append(torch.tensor([[0.1], [0.2]]), Outcomes([0.5, 0.6], ("y",)), 0)
+    def truth(x): return np.where(np.asarray(x)[:, 0] > 0.15, np.nan, 0.5)
+    assert np.array_equal(t.best_curve(truth=truth), [0.5, np.nan], equal_nan=True) and np.isnan(t.best_curve("round", truth).iloc[0])
+
+
+def test_own_runs_told_later_and_rounds_that_cost_nothing():
+    p = Problem("p", Box({"x": (0, 1)}), Objective("y"), optimum=1.0)
+    t = Trials.of(p)
+    for value, r in [(0.1, -1), (0.2, 0), (0.9, -1), (0.3, 1)]: t.append(torch.tensor([[value]]), Outcomes([value], ("y",), torch.zeros(1)), r)
+    def own(x): return x[:, 0]
+    for by, index, regret in [("trial", [1, 2, 3, 4], [0.9, 0.8, 0.1, 0.1]), ("round", [-1, 0, 1], [0.9, 0.1, 0.1]), ("cost", [0] * 4, [0.9, 0.8, 0.1, 0.1])]:
+        found = inference_regret(t, Climber(p), own, by)
+        assert found.index.tolist() == index and np.allclose(found, regret) and found.index.name == by
+        assert np.allclose(t.regret(by, own), regret) and t.regret(by, own).index.tolist() == index
+    assert len(inference_regret(Trials.of(p), Climber(p), own)) == 0
+
+
+def test_a_value_to_hit_is_its_own_optimum():
+    p = Problem("p", Box({"x": (-1, 1)}), Objective("y", 0.4))
+    t = Trials.of(p).append(torch.tensor([[0.1], [0.5]]), Outcomes([0.1, 0.5], ("y",)))
+    assert np.allclose(t.regret(), [0.3, 0.1])
+
+
+@pytest.mark.parametrize("truth, says", [
+    (3, "truth=3 is not allowed; it must be a function"), (lambda x: ["a"] * len(x), "truth gave what are no plain numbers"),
+    (lambda x: (1 * x[:, 0]).requires_grad_(), "detach"), (lambda x: np.full(len(x), -np.inf), "an infinite number"), (lambda x: None, r"shape ()"),
+])
+def test_bad_truths_are_named(truth, says):
+    p = Problem("p", Box({"x": (-1, 1)}), Objective("y"), optimum=1.0)
+    t = Trials.of(p).append(torch.tensor([[0.1], [0.5]]), Outcomes([0.1, 0.5], ("y",)))
+    for ask in (lambda: t.regret(truth=truth), lambda: inference_regret(t, Climber(p), truth)):
+        with pytest.raises(ParameterError) as e: ask()
+        assert says in str(e.value)
+
+
+class Drawn(Optimizer):
+    def ask(self, n=1): return self.space.sample(n, self.streams["proposer"])
+
+
+def test_numbers_of_numpy_become_plain(tmp_path):
+    space = Mixed({"a": Real(np.float64(0), np.float32(1)), "i": Integer(np.int64(1), np.int64(5)), "c": Choice((np.int64(1), np.int64(2)))}, {"c": np.int64(2)},
+                  Inequality({"a": np.float32(1)}, "<=", np.int64(1)))
+    plain = Mixed({"a": Real(0.0, 1.0), "i": Integer(1, 5), "c": Choice((1, 2))}, {"c": 2}, Inequality({"a": 1}, "<=", 1))
+    assert json.dumps(space.to_json()) == json.dumps(plain.to_json()) and space == plain and repr(space) == repr(plain) and Space.from_json(space.to_json()) == space
+    p = Problem("p", space, Objective("y", np.int64(1)), function=lambda d, f, rng: torch.tensor(d["a"].to_numpy()), optimum=np.int64(1))
+    trials = optimize(p, Drawn(p), 2, 2, initial=2, checkpoint=tmp_path, progress=False)
+    assert Trials.load(tmp_path / "trials").frame.drop(columns="seconds").equals(trials.frame.drop(columns="seconds"))
 
 
 def test_inference_regret_replays_what_a_search_would_have_recommended():

@@ -10,7 +10,7 @@ import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,13 @@ def _tell(optimizer: Optimizer, designs: Any, outcomes: Outcomes, fidelity: floa
                              "or use a multi-fidelity optimizer.")
     optimizer.tell(designs, outcomes, fidelity)
 
+def _told_in_rounds(optimizer: Optimizer, trials: Trials) -> Iterator[int]:
+    "Tell trials in the order of the table, one stretch of the same round at a time; says each time how many were told."
+    ends = [*(np.flatnonzero(np.diff(trials.rounds)) + 1).tolist(), *[len(trials)] * bool(len(trials))]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        _tell_trials(optimizer, trials.take(np.arange(begin, end)))
+        yield end
+
 def _checked_ask(optimizer: Optimizer, batch: int) -> Any:
     designs = optimizer.space.validate(optimizer.ask(batch))
     if n_designs(designs) != batch: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {batch}.")
@@ -226,17 +233,17 @@ def optimize(
 # %% ../../../nbs/core/loop.ipynb #a90c1f02
 def inference_regret(
     trials: Trials,                    # of a problem whose optimum is known
-    optimizer: Optimizer,              # a fresh one, such as the one that searched; it is told the trials round by round
+    optimizer: Optimizer,              # a fresh one, such as the one that searched; it is told the trials as they came, round by round
     truth: Callable[[Any], Any],       # native designs [n] -> true values [n] of the first objective, such as `problem.true_value`; NaN for a design that is not allowed
     by: str = "round",                 # index: "trial" (how many were told), "round", or cumulative "cost"
 ) -> pd.Series:                        # after the initial data and after each round; NaN while too little was told for a recommendation
     "Distance of the recommended design's true value to the optimum, after each round. Raises `StateError` for an optimizer that was told something before."
     if len(optimizer): raise StateError(f"{optimizer!r} was told data before; pass a fresh optimizer.")
-    found, rounds = {}, trials.rounds
-    for r in dict.fromkeys(rounds.tolist()):
-        _tell_trials(optimizer, trials.take(rounds == r))
+    axis, found = _axis(trials, by), {}
+    for told in _told_in_rounds(optimizer, trials):
         try: design = optimizer.recommend()
         except StateError: design = None                    # too little was told
-        found[_axis(trials, by)[rounds == r][-1]] = np.nan if design is None else _true_values(truth, design)[0]
-    return _distance(trials, pd.Series(found, dtype=float).rename_axis(by))
+        found[told - 1] = np.nan if design is None else _true_values(truth, design)[0]
+    curve = pd.Series(list(found.values()), index=pd.Index(axis[list(found)], name=by), dtype=float)
+    return _distance(trials, curve[~curve.index.duplicated(keep="last")] if by == "round" else curve)
 

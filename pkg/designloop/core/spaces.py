@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -185,8 +185,16 @@ def _check_range(name: str, pair: Sequence[float], log: bool = False, integer: b
     return low, high
 
 # %% ../../../nbs/core/spaces.ipynb #462eae5d
+def _plain(value: Any) -> Any:
+    "A number of NumPy or torch as one of Python, which JSON can hold; anything else as it is."
+    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
+
+class _Range:
+    def __post_init__(self) -> None:
+        for end in ("low", "high"): object.__setattr__(self, end, _plain(getattr(self, end)))
+
 @dataclass(frozen=True)
-class Real:
+class Real(_Range):
     "A real field in [low, high]."
     low: float
     high: float
@@ -194,7 +202,7 @@ class Real:
     log: bool = False
 
 @dataclass(frozen=True)
-class Integer:
+class Integer(_Range):
     "A whole-number field, low and high included."
     low: int
     high: int
@@ -206,7 +214,7 @@ class Choice:
     options: tuple
 
     def __post_init__(self):
-        object.__setattr__(self, "options", tuple(self.options))
+        object.__setattr__(self, "options", tuple(map(_plain, self.options)))
         if len(self.options) < 2 or len(set(self.options)) != len(self.options):
             raise ParameterError(f"options={self.options!r} must be at least two different values.")
 
@@ -219,7 +227,7 @@ class Inequality:
     bound: float                  # in the unit of the sum
 
     def __post_init__(self):
-        check_choice("op", self.op, ["<=", ">="]); check_number("bound", self.bound)
+        check_choice("op", self.op, ["<=", ">="]); check_number("bound", self.bound); object.__setattr__(self, "bound", _plain(self.bound))
         if not self.terms: raise ParameterError("terms={} is empty; an inequality needs at least one field.")
         object.__setattr__(self, "terms", {str(k): check_number(f"weight of {k}", v) for k, v in self.terms.items()})
 
@@ -278,7 +286,8 @@ class Mixed(Space):
         frozen: Mapping[str, Any] | None = None,         # fields held at a value; they stay in the design, not in the encoding
         limits: Sequence[Inequality] | Inequality = (),  # bounds between fields that every design keeps
     ):
-        self.fields, self.frozen, self.limits = dict(fields), dict(frozen or {}), (limits,) if isinstance(limits, Inequality | str) else tuple(limits)
+        self.fields, self.frozen = dict(fields), {name: _plain(value) for name, value in dict(frozen or {}).items()}
+        self.limits = tuple(limits) if isinstance(limits, Iterable) and not isinstance(limits, str) else (limits,)
         if not self.fields: raise ParameterError("fields is empty; a mixed space needs at least one field.")
         for name, f in self.fields.items():
             if not isinstance(f, Real | Integer | Choice): raise ParameterError(f"field {name!r} is {f!r}; use Real, Integer or Choice.")

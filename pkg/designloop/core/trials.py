@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .errors import DataCorrupt, DataMissing, ParameterError, check_choice
+from .errors import DataCorrupt, DataMissing, ParameterError, check_choice, shown
 from .problems import Constraint, Objective, Outcomes, Problem, feasible
-from .spaces import Space, concat, n_designs, take
+from .spaces import Space, _plain, concat, n_designs, take
 
 if TYPE_CHECKING: from matplotlib.axes import Axes
 
@@ -121,7 +121,7 @@ class Trials:
 def _axis(trials: Trials, by: str) -> np.ndarray:
     "The x value of each trial."
     check_choice("by", by, ["trial", "round", "cost"])
-    if by == "round": return trials.rounds
+    if by == "round": return np.maximum.accumulate(trials.rounds)      # a run of one's own that is told later belongs to the round it followed
     return np.arange(1, len(trials) + 1) if by == "trial" else trials.outcomes.cost.cumsum(0).numpy()
 
 def _best(self: Trials, k: int = 1) -> pd.DataFrame:
@@ -130,23 +130,29 @@ def _best(self: Trials, k: int = 1) -> pd.DataFrame:
     order = np.argsort(-u, kind="stable")
     return self.frame.iloc[[i for i in order if np.isfinite(u[i])][:k]]
 
-def _true_values(truth: Callable[[Any], Any], designs: Any) -> np.ndarray:
-    "What `truth` says of native designs [n], float64 [n]. Raises `ParameterError` for another shape."
-    values = np.asarray(truth(designs), dtype=float)
-    if values.shape != (n_designs(designs),): raise ParameterError(f"truth gave shape {values.shape} for {n_designs(designs)} designs; it must give one number a design.")
+def _true_values(truth: Callable[[Any], Any], designs: Any, name: str = "truth") -> np.ndarray:
+    "What `truth` says of native designs [n], float64 [n]. Raises `ParameterError` for what is not one number a design, finite or NaN."
+    if not callable(truth): raise ParameterError(f"{name}={shown(truth)} is not allowed; it must be a function of designs, such as problem.true_value.")
+    given = truth(designs)
+    try: values = np.asarray(given, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as e: raise ParameterError(f"{name} gave what are no plain numbers ({e}); it must give one number a design.") from e
+    if values.shape != (n_designs(designs),): raise ParameterError(f"{name} gave shape {values.shape} for {n_designs(designs)} designs; it must give one number a design.")
+    if np.isinf(values).any(): raise ParameterError(f"{name} gave an infinite number; it must give finite ones, or NaN where a design is not allowed.")
     return values
 
 def _best_curve(self: Trials,
     by: str = "trial",                               # index: "trial" number, "round" or cumulative "cost"
     truth: Callable[[Any], Any] | None = None,       # native designs [n] -> true values [n], such as `problem.true_value`; None: as measured
 ) -> pd.Series:
-    "Value of the first objective at the best measurement so far; NaN until something is feasible."
-    u = np.maximum.accumulate(self.utilities)
+    "Value of the first objective at the best measurement so far, the first one where several are equal; NaN until something is feasible."
+    utilities = self.utilities
+    u = np.maximum.accumulate(utilities)
     first = self.objectives[0]
     values = self.outcomes[first.name].numpy() if truth is None else _true_values(truth, self.designs)
-    holder = np.maximum.accumulate(np.where(self.utilities >= u, np.arange(len(u)), 0))
+    record = np.r_[False, utilities[1:] > u[:-1]]
+    holder = np.maximum.accumulate(np.where(record, np.arange(len(u)), 0))
     curve = pd.Series(np.where(np.isfinite(u), values[holder], np.nan), index=pd.Index(_axis(self, by), name=by), name=first.name)
-    return curve.groupby(level=0).last() if by == "round" else curve
+    return curve[~curve.index.duplicated(keep="last")] if by == "round" else curve
 
 def _regret(self: Trials,
     by: str = "trial",                               # index: "trial" number, "round" or cumulative "cost"
@@ -155,11 +161,17 @@ def _regret(self: Trials,
     "Simple regret so far: distance of the best curve to the known optimum. Raises `ParameterError` where the optimum is unknown."
     return _distance(self, self.best_curve(by, truth))
 
+def _least_loss(of: Trials | Problem) -> float:
+    "Minus the utility of the optimum; NaN where that is not known. A value to hit is its own optimum."
+    first = of.objectives[0]
+    if of.optimum is None: return np.nan if isinstance(first.goal, str) else 0.0
+    return -float(first.utility(of.optimum))
+
 def _distance(trials: Trials, reached: pd.Series) -> pd.Series:
     "How far values of the first objective are from the known optimum."
-    if trials.optimum is None: raise ParameterError("the optimum of this problem is not known, so there is no regret; use best_curve().")
-    first = trials.objectives[0]
-    return pd.Series((first.utility(trials.optimum) - first.utility(torch.tensor(reached.to_numpy()))).numpy(), index=reached.index, name="regret")
+    least = _least_loss(trials)
+    if np.isnan(least): raise ParameterError("the optimum of this problem is not known, so there is no regret; use best_curve().")
+    return pd.Series(-trials.objectives[0].utility(torch.tensor(reached.to_numpy())).numpy() - least, index=reached.index, name="regret")
 
 def _plot(self: Trials, ax: Axes | None = None, by: str = "trial", label: str | None = None) -> Axes:
     "Every trial as a dot, the best so far as a line, the optimum dashed."
@@ -197,7 +209,7 @@ def _save(self: Trials, path: str | Path) -> Path:
              "constraints": [asdict(c) for c in self.constraints], "optimum": self.optimum, "fidelities": self.fidelities, "interrupted": self.interrupted,
              "fields": list(self.space.to_frame(self.designs).columns) if len(self) else [],
              "outcomes": list(self.outcomes.names) if len(self) else [], "feedback": bool(len(self)) and self.outcomes.feedback is not None}
-    (path / ".trials.json").write_text(json.dumps(about, indent=1))
+    (path / ".trials.json").write_text(json.dumps(about, indent=1, default=_plain))
     os.replace(path / ".trials.json", path / "trials.json")
     for old in path.glob("trials-*.parquet"):
         if old.name != table: old.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..core.errors import DataCorrupt, DataMissing, ParameterError, StateError, check_choice, check_number
-from ..core.loop import Optimizer, optimize
+from ..core.errors import DataCorrupt, DataMissing, ParameterError, StateError, check_choice, check_number, shown
+from ..core.loop import Optimizer, _told_in_rounds, optimize
 from ..core.problems import Problem
 from ..core.seeds import cap_threads, seed_streams
-from ..core.spaces import Box, Mixed, Sequences, n_designs
-from ..core.trials import INITIAL, Trials
+from ..core.spaces import Box, Mixed, Sequences, _plain
+from ..core.trials import INITIAL, Trials, _least_loss, _true_values
 from ..stats.comparisons import adjust_p, paired_difference
 from ..stats.intervals import mean_ci
 from ..stats.optimization import performance_profile, plot_profile
@@ -93,19 +94,14 @@ class _Plan:
     def values(self, problem: Problem, designs: Any, measured: Any) -> np.ndarray:
         "Values of the first objective that designs are judged by."
         if self.truth is None and not hasattr(problem, "true_value") or self.truth is False: return np.asarray(measured, float)
-        found = np.asarray(problem.true_value(designs) if self.truth is None else self.truth(problem, designs), float)
-        if found.shape != (n_designs(designs),) or np.isinf(found).any():
-            raise ParameterError(f"the true values of {problem.name!r} have shape {found.shape}; they must be {n_designs(designs)} finite numbers, one a design, or NaN where a "
-                                 "design is not allowed.")
-        return found
+        return _true_values(problem.true_value if self.truth is None else partial(self.truth, problem), designs, f"the truth of {problem.name!r}")
+
+    def counted(self, trials: Trials, n: int) -> np.ndarray:
+        "Which trials a game is judged by: the start, which is the first n, and what was paid for within the budget; bool."
+        if self.budget is None: return np.ones(len(trials), bool)
+        return (np.arange(len(trials)) < n) | (trials.outcomes.cost.cumsum(0).numpy() <= self.budget * (1 + 1e-9))
 
 def _loss(problem: Problem, values: Any) -> np.ndarray: return -problem.objectives[0].utility(np.array(values, float)).numpy()
-
-def _least_loss(problem: Problem) -> float:
-    "Loss of the optimum; NaN where it is not known."
-    goal = problem.objectives[0].goal
-    if problem.optimum is None: return np.nan if isinstance(goal, str) else 0.0
-    return float(_loss(problem, problem.optimum))
 
 def _charge(plan: _Plan, problem: Problem) -> float:
     "Value of the worst feasible one of many random designs. Raises `StateError` where none is feasible."
@@ -116,7 +112,7 @@ def _charge(plan: _Plan, problem: Problem) -> float:
         allowed = problem.feasible(outcomes).numpy()
         if allowed.any():
             values = plan.values(problem, designs, outcomes[problem.objectives[0].name])[allowed]
-            return float(values[np.nanargmax(_loss(problem, values))])
+            if np.isfinite(values).any(): return float(values[np.nanargmax(_loss(problem, values))])
     raise StateError(f"none of {16 * DRAWN} random designs of {problem.name!r} is feasible, so nothing can be charged while a search has found none; "
                      f"pass charge=, a bad value of {problem.objectives[0].name!r}.")
 
@@ -131,8 +127,7 @@ def _curve(
     problem, measured, number = plan.problems[name], trials.outcomes[trials.objectives[0].name], np.arange(len(trials)) - n + 1
     values = trials.best_curve(truth=lambda designs: plan.values(problem, designs, measured)).to_numpy()
     cost = trials.outcomes.cost.cumsum(0).numpy()
-    keep = number >= 0
-    if plan.budget is not None: keep &= (number == 0) | (cost <= plan.budget * (1 + 1e-9))
+    keep = (number >= 0) & plan.counted(trials, n)
     frame = pd.DataFrame({"measurement": number, "cost": cost, "value": values})[keep].reset_index(drop=True)
     charged = frame["value"].fillna(plan.charges.get(name, np.nan))
     return frame.assign(loss=_loss(problem, charged), regret=_loss(problem, charged) - _least_loss(problem))
@@ -152,7 +147,24 @@ def _mean_height(heights: np.ndarray, cost: np.ndarray, budget: float | None, fi
     edges = np.r_[first, np.clip(cost[1:], first, budget), budget]
     return float((heights * np.diff(edges)).sum() / (budget - first))
 
-def _judged(plan: _Plan, name: str, optimizer: Optimizer, trials: Trials, start: Trials, n: int, seed: int) -> tuple[dict, pd.DataFrame]:
+def _recommended(plan: _Plan, optimizer: Optimizer, fresh: Callable[[], Optimizer], trials: Trials, n: int) -> Any:
+    "The design that an optimizer recommends from what was paid for within the budget. Where a last batch went beyond it, a fresh optimizer is told the rest."
+    counted = plan.counted(trials, n)
+    if not counted.all():
+        optimizer = fresh()
+        for _ in _told_in_rounds(optimizer, trials.take(counted)): pass
+    return optimizer.recommend()
+
+def _judged(
+    plan: _Plan,
+    name: str,                           # of the problem
+    optimizer: Optimizer,                # that played, told everything
+    fresh: Callable[[], Optimizer],      # makes another one like it, told nothing
+    trials: Trials,                      # the start first
+    start: Trials,
+    n: int,                              # trials of the start that the optimizer was told
+    seed: int,
+) -> tuple[dict, pd.DataFrame]:
     "The figures of a finished game, and its curve."
     problem = plan.problems[name]
     least, curve, begun = _least_loss(problem), _curve(plan, name, trials, n), float(start.take(start.at_target).outcomes.cost.sum())
@@ -160,7 +172,7 @@ def _judged(plan: _Plan, name: str, optimizer: Optimizer, trials: Trials, start:
         raise ParameterError(f"budget={plan.budget:g} is spent by the start, which costs {begun:g}; raise it, or pass a smaller initial=.")
     value, loss, inferred = float(curve["value"].iloc[-1]), float(curve["loss"].iloc[-1]), np.nan
     if plan.by_recommendation[name]:
-        design = optimizer.recommend()
+        design = _recommended(plan, optimizer, fresh, trials, n)
         value = float(plan.values(problem, design, None)[0])
         if problem.constraints and not bool(problem.feasible(problem.evaluate(design, rng=seed_streams(seed)["judge"]))[0]): value = np.nan
         loss = float(_loss(problem, plan.charges.get(name, np.nan) if np.isnan(value) else value))
@@ -217,7 +229,8 @@ class _Game:
         trials, n, ended = None, 0, []
         try:
             if isinstance(start, str): raise StateError(f"the start failed: {start}")
-            optimizer = _made(plan.optimizers[self.optimizer], problem, self.seed)
+            fresh = partial(_made, plan.optimizers[self.optimizer], problem, self.seed)
+            optimizer = fresh()
             told = start if optimizer.fidelities is not None else start.take(start.at_target)
             n = len(told)
             folder = plan.folder / "searches" / self.slug if plan.folder and _picklable(optimizer) else None
@@ -227,7 +240,7 @@ class _Game:
             trials = optimize(problem, optimizer, plan.rounds, plan.batch, told, self.seed, folder, [spent], plan.budget, progress=False)
             if trials.interrupted and not ended: row |= {"state": "interrupted", "error": f"interrupted after {len(trials.seconds)} of {plan.rounds} rounds"}
             else:
-                figures, curve = _judged(plan, self.problem, optimizer, trials, start, n, self.seed)
+                figures, curve = _judged(plan, self.problem, optimizer, fresh, trials, start, n, self.seed)
                 row |= {"state": "done"} | figures
         except Exception as error:
             row["error"] = _described(error)
@@ -415,7 +428,7 @@ def _profile(self: OptimizerComparison,
     if not len(costs): raise StateError("no game was finished by all optimizers yet, so there is no profile; play more, with the same checkpoint.")
     return performance_profile(costs, factors)
 
-def _plot_profiles(self: OptimizerComparison,
+def _plot_profile(self: OptimizerComparison,
     ax: Axes | None = None,    # where to draw
 ) -> Axes:
     "The profile as stairs."
@@ -423,7 +436,7 @@ def _plot_profiles(self: OptimizerComparison,
     ax.set(xlabel="factor of the least regret of the game", ylabel="share of games within it")
     return ax
 
-OptimizerComparison.profile, OptimizerComparison.plot_profile = _profile, _plot_profiles
+OptimizerComparison.profile, OptimizerComparison.plot_profile = _profile, _plot_profile
 
 # %% ../../../nbs/evaluators/optimizer_comparison.ipynb #316cd829
 def _lines(self: OptimizerComparison, problem: str, optimizer: str, y: str) -> pd.DataFrame:
@@ -550,7 +563,7 @@ def _load(path: str | Path) -> OptimizerComparison:
         tables = {name: pd.read_parquet(path / file) for name, file in about["tables"].items()}
         return OptimizerComparison(tables["games"], tables["curves"], tables["problems"].set_index("problem"),
                                    *(about[k] for k in ("optimizers", "seeds", "settings", "interrupted")))
-    except (OSError, KeyError, ValueError, TypeError) as e: raise DataCorrupt(f"the comparison in {path} cannot be read: {e}.") from e
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e: raise DataCorrupt(f"the comparison in {path} cannot be read: {e}.") from e
 
 OptimizerComparison.save, OptimizerComparison.load = _save, staticmethod(_load)
 
@@ -586,11 +599,12 @@ def _agree(plan: _Plan) -> None:
     path, initial = plan.folder / "compare.json", plan.initial
     now = {"rounds": plan.rounds, "batch": plan.batch, "budget": plan.budget, "initial": "a function" if callable(initial) else initial,
            "truth": "a function" if callable(plan.truth) else plan.truth, **{f"charge of {name}": plan.charges.get(name) for name in plan.problems},
-           **{f"problem {name}": json.loads(json.dumps([p.space.to_json(), *map(asdict, (*p.objectives, *p.constraints)), p.optimum, p.fidelities and list(p.fidelities)]))
-              for name, p in plan.problems.items()},
+           **{f"problem {name}": json.loads(json.dumps([p.space.to_json(), *map(asdict, (*p.objectives, *p.constraints)), p.optimum, p.fidelities and list(p.fidelities)],
+                                                       default=_plain)) for name, p in plan.problems.items()},
            **{f"optimizer {name}": getattr(make, "__qualname__", type(make).__name__) for name, make in plan.optimizers.items()}}
     try: before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as e: raise DataCorrupt(f"the checkpoint {plan.folder} cannot be read ({e}); use another folder, or delete this one.") from e
+    if not isinstance(before, dict): raise DataCorrupt(f"the checkpoint {plan.folder} cannot be read (compare.json holds {shown(before)}); use another folder, or delete this one.")
     differ = [f"{k} was {str(before[k])[:80]}, now {str(v)[:80]}" for k, v in now.items() if k in before and before[k] != v]
     if differ: raise StateError(f"the checkpoint {plan.folder} belongs to another comparison: {'; '.join(differ)}. Use another folder, or delete this one.")
     _written(path, json.dumps(before | now, indent=1))
@@ -607,6 +621,11 @@ def _start(plan: _Plan, job: tuple[str, int]) -> Any:
         return trials
     except Exception as error: return _described(error)
 
+def _differ(values: np.ndarray, measured: np.ndarray) -> bool:
+    "Does any measurement differ from its true value by more than rounding? A failed run may be NaN, and so may the truth of a design that is not allowed."
+    both = np.isfinite(values) & np.isfinite(measured)
+    return not np.isclose(values[both], measured[both], rtol=1e-9, atol=1e-12).all()
+
 def _prepare(plan: _Plan, workers: int) -> None:
     "Measure the starts, and settle how each problem is judged and what it charges."
     jobs = [(name, seed) for seed in plan.seeds for name in plan.problems]
@@ -615,7 +634,7 @@ def _prepare(plan: _Plan, workers: int) -> None:
     for name, problem in plan.problems.items():
         starts = [t.take(t.at_target) for t in (plan.starts[name, s] for s in plan.seeds) if isinstance(t, Trials)]
         measured = [t.outcomes[problem.objectives[0].name].numpy() for t in starts]
-        noisy = [bool((plan.values(problem, t.designs, m) != m)[np.isfinite(m)].any()) for t, m in zip(starts, measured, strict=True)]      # a failed run may be NaN
+        noisy = [_differ(plan.values(problem, t.designs, m), m) for t, m in zip(starts, measured, strict=True)]
         plan.by_recommendation[name] = callable(plan.truth) or any(noisy)
         bare = any(not np.isfinite(t.utilities).any() for t in starts)
         if problem.constraints and (bare or plan.by_recommendation[name]) and name not in plan.charges: plan.charges[name] = _charge(plan, problem)
@@ -624,9 +643,12 @@ def _recall(game: _Game) -> dict | None:
     "A finished game from the folder. Raises `DataCorrupt`."
     path = game.plan.folder / "games" / f"{game.slug}.json" if game.plan.folder else None
     if path is None or not path.exists(): return None
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise DataCorrupt(f"the game {path} cannot be read ({e}); delete the file, and it is played again.") from e
-    return found if found["row"]["state"] == "done" else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["row"]["state"] != "done": return None
+        return {"row": dict(found["row"]), "curve": dict(found["curve"])}
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataCorrupt(f"the game {path} cannot be read ({type(e).__name__}: {e}); delete the file, and it is played again.") from e
 
 def _keep(game: _Game, result: dict) -> dict:
     "Write a game down, and drop the search it came from unless that can be taken up again."
@@ -670,7 +692,9 @@ def compare(
     checkpoint: str | Path | None = None,                           # folder where every game is kept; an existing one is resumed
 ) -> OptimizerComparison:
     """Play every optimizer on every problem with every seed, from common starts and with common noise. A game that raises is a row with its error; Ctrl-C returns
-    what is done, with `interrupted` set. Raises `ParameterError` for bad input, and `StateError` for a checkpoint of another comparison."""
+    what is done, with `interrupted` set. Before the games the truth of the starts is asked for, and a charge is worked out where none is given and one may be needed: 4096
+    random designs are evaluated, and again up to 16 times until one is feasible. An error there ends the comparison. Raises `ParameterError` for bad input, and
+    `StateError` for a checkpoint of another comparison, or where no charge is found."""
     optimizers = _named("optimizers", optimizers, lambda o: callable(o) and not isinstance(o, Optimizer), "class, or function (problem, seed) -> Optimizer")
     problems = _named("problems", problems, lambda p: isinstance(p, Problem), "Problem")
     budget = None if budget is None else check_number("budget", budget, 0, exclusive=True)
