@@ -81,7 +81,7 @@ def worth_on_grid(
     if acquisition == "ts": return drawn_path(model, grid, seed)
     cls, options = ACQUISITIONS[acquisition]
     rng = np.random.default_rng(seed)
-    if acquisition == "kg": options = {**options, "designs": grid[::-(-len(grid) // 51)] if grid.shape[1] == 1 else promising(model, 32, rng, grid)}
+    if acquisition == "kg": options = {**options, "designs": grid[::-(-len(grid) // 51)] if grid.shape[1] == 1 else promising(model, 32, grid)}
     with torch.no_grad(): return cls(model, rng=rng, **options).evaluate(grid[:, None])
 
 def drawn_worth(
