@@ -219,7 +219,24 @@ class BayesianOptimizer(Optimizer):
         fitted = state["_fitted"] if state["_fitted"] is not None and hasattr(state["_fitted"][1], "measured") else None
         self.__dict__ |= {**state, "_warm": warm, "_fitted": fitted}
 
-    def ask(self, n: int = 1, pending: Any = None) -> Any: raise NotImplementedError        # below, step by step
+    def ask(self,
+        n: int = 1,              # how many
+        pending: Any = None,     # native designs that are being measured: asked for before and not told yet
+    ) -> Any:
+        """`n` designs worth measuring. What was asked for and not told is not remembered: whoever asks before all results are in names the designs under way as `pending`,
+        which are then believed to come out as expected; otherwise nearly the same design comes again. Raises `ParameterError` if `n` is more than the budget leaves."""
+        n = check_number("n", n, 1, integer=True)
+        if self.budget is not None and n > self.budget - len(self):
+            raise ParameterError(f"n={n} designs are asked for and the budget of {self.budget} leaves {self.budget - len(self)}; ask for fewer, or raise the budget.")
+        left = max(0, min(self.initial - self._handed, self.initial - len(self)))
+        parts, chosen = [], min(n, left)
+        if chosen:
+            if self._start is None: self._start = self.space.sample(self.initial, self.streams["init"], "sobol")
+            parts.append(take(self._start, np.arange(self._handed, self._handed + chosen)))
+            self._handed += chosen
+        if chosen < n and len(self) < 2: parts.append(self.space.sample(n - chosen, self.streams["init"]))
+        elif chosen < n: parts.append(self._propose(n - chosen, [self.space.encode(v) for v in [*([] if pending is None else [self.space.validate(pending)]), *parts]]))
+        return concat(parts)
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #8f0ad2e7
 def _numbers(name: str, values: Any) -> Tensor:
@@ -361,25 +378,6 @@ def score_of(
     if acq.log: return lambda X: acq.evaluate(X) + belief.log_feasibility(X)[..., 0]
     return lambda X: acq.evaluate(X) * belief.log_feasibility(X)[..., 0].exp()
 
-def _ask(self: BayesianOptimizer,
-    n: int = 1,              # how many
-    pending: Any = None,     # native designs that are being measured: asked for before and not told yet
-) -> Any:
-    """`n` designs worth measuring. What was asked for and not told is not remembered: whoever asks before all results are in names the designs under way as `pending`,
-    which are then believed to come out as expected; otherwise nearly the same design comes again. Raises `ParameterError` if `n` is more than the budget leaves."""
-    n = check_number("n", n, 1, integer=True)
-    if self.budget is not None and n > self.budget - len(self):
-        raise ParameterError(f"n={n} designs are asked for and the budget of {self.budget} leaves {self.budget - len(self)}; ask for fewer, or raise the budget.")
-    left = max(0, min(self.initial - self._handed, self.initial - len(self)))
-    parts, chosen = [], min(n, left)
-    if chosen:
-        if self._start is None: self._start = self.space.sample(self.initial, self.streams["init"], "sobol")
-        parts.append(take(self._start, np.arange(self._handed, self._handed + chosen)))
-        self._handed += chosen
-    if chosen < n and len(self) < 2: parts.append(self.space.sample(n - chosen, self.streams["init"]))
-    elif chosen < n: parts.append(self._propose(n - chosen, [self.space.encode(v) for v in [*([] if pending is None else [self.space.validate(pending)]), *parts]]))
-    return concat(parts)
-
 def _propose(self: BayesianOptimizer, n: int, under_way: list[Tensor]) -> Any:
     belief, rng, joint = self.belief, self.streams["proposer"], self.batch == "joint"
     kept = belief                                                     # the joint score keeps the belief and remembers what is pending
@@ -393,7 +391,7 @@ def _propose(self: BayesianOptimizer, n: int, under_way: list[Tensor]) -> Any:
         if len(chosen) < n: belief = belief.believe(x)
     return self.space.decode(torch.stack(chosen))
 
-BayesianOptimizer.ask, BayesianOptimizer._propose = _ask, _propose
+BayesianOptimizer._propose = _propose
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #ea5777ae
 def _predict(self: BayesianOptimizer,
