@@ -109,7 +109,7 @@ def test_it_says_which_recipe_to_use_and_enters_nothing(tmp_path, make):
     lab = Laboratory(make(), tmp_path / "campaign")
     with pytest.raises(StateError, match="told nothing"): lab.recommend()
     lab.ask(2)
-    if getattr(lab.optimizer, "takes_failures", False):
+    if lab.optimizer.takes_failures:
         fill(lab, [None, None], [1, 1])
         assert "No run has kept the constraints" in lab.recommend().note
         lab.ask(2)
@@ -458,18 +458,6 @@ def test_a_search_that_takes_pending_designs_is_told_what_was_dropped(tmp_path, 
     lab.undo(5)                                                  # it is open again, and no longer to be kept away from
     run(lab); lab.ask(1)
     assert "asks" not in lab.log[-1]
-
-
-def test_a_log_that_counts_how_often_was_asked_is_replayed(tmp_path):
-    "As earlier versions wrote it: the whole batch again."
-    lab = Laboratory(RandomSearch(BOX, seed=1), tmp_path / "c")
-    lab.ask(2)
-    other = RandomSearch(BOX, seed=1)
-    for _ in range(3): last = other.ask(2)
-    text = (lab.folder / "log.jsonl").read_text().replace('"n": 2, ', '"n": 2, "asks": 3, ')
-    (lab.folder / "log.jsonl").write_text(text)
-    (lab.folder / "state.pkl").unlink()
-    assert len(last) == 2 and torch.equal(Laboratory.open(lab.folder).optimizer.ask(1), other.ask(1))
 
 
 def test_what_is_not_the_number_of_a_run_is_refused(tmp_path):

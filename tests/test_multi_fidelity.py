@@ -576,6 +576,8 @@ def test_what_is_to_be_improved_on_is_believed_not_measured(acquisition):
 
 
 def test_noise_makes_a_look_worth_less():
+    from designloop.optimizers.acquisition import log_expected_improvement
+    from designloop.optimizers.multi_fidelity import _told_share
     data, _ = noisy_pair(0, 0.3, 0.0)
     quiet, loud = (JointAR1(noise=v).fit(data) for v in (0.05, 2.0))
     probe = torch.as_tensor(np.random.default_rng(0).random((20, 2)))
@@ -583,8 +585,8 @@ def test_noise_makes_a_look_worth_less():
         mean, variance = m.posterior(probe)
         spread = m.posterior(probe, 0)[1]
         share = m.correlation(probe, 0).abs() * (spread / (spread + m.noise(0))).sqrt()
-        from designloop.optimizers.acquisition import log_expected_improvement
         assert torch.allclose(variable_fidelity_ei(m, probe, 0, 1.0), log_expected_improvement(mean, (variance.sqrt() * share).clamp_min(1e-12), 1.0))
+    assert _told_share(loud, probe, 0).mean() < 0.8 * _told_share(quiet, probe, 0).mean()
 
 
 def test_predictions_are_of_measurements():
@@ -728,3 +730,15 @@ def test_a_front_keeps_constraints_minimizes_and_works_with_one_fidelity():
 def test_wrong_questions_about_fronts_get_a_sentence(call, says):
     with pytest.raises((ParameterError, StateError)) as error: call()
     assert says in str(error.value)
+
+
+def test_a_search_saved_before_it_kept_its_costs_goes_on_within_its_budget():
+    p = MultiFidelityProblem("two", Box([(0, 1)] * 2), Objective("y"), [lambda x, rng: x[:, 0]] * 2, (0.1, 1.0))
+    s = MultiFidelityBO(p, sizes=(6, 3), budget=14)
+    x = s.ask(6)
+    s.tell(x, p.evaluate(x, s.fidelity), s.fidelity)
+    new = ("told_costs", "own_costs", "least", "batch", "_differ")
+    old = MultiFidelityBO.__new__(MultiFidelityBO)
+    old.__setstate__({k: v for k, v in vars(s).items() if k not in new})
+    assert old.spent == pytest.approx(0.6) == pytest.approx(s.spent)
+    assert torch.equal(old.ask(3), s.ask(3)) and not old.exhausted

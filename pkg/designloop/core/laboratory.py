@@ -28,9 +28,9 @@ import torch
 from designloop.core.errors import (
     DataCorrupt, DataMissing, DesignError, DesignLoopError, OutcomeError, ParameterError, StateError, check_choice, check_number, closest, listed,
 )
-from .loop import Optimizer
+from .loop import Optimizer, _checked_ask
 from .problems import Outcomes, failed
-from .spaces import Box, Choice, Mixed, Real, Space, Texts, n_designs
+from .spaces import Box, Choice, Mixed, Real, Space, Texts, _plain, n_designs
 from .trials import INITIAL, Trials
 
 DIGITS = 4                                       # a dial has about 10**4 positions: what is printed is what is set, and what is told
@@ -110,7 +110,9 @@ def _alike(space: Space, designs: Any, others: Any) -> np.ndarray:
     if isinstance(space, Texts): return np.array([[a == b for b in others] for a in designs])
     return ((space.encode(designs)[:, None] - space.encode(others)[None]).abs() < 0.01).all(2).numpy()
 
-def _plain(value: Any) -> Any: return value.item() if hasattr(value, "item") else value
+def _records(frame: pd.DataFrame) -> list[dict]:
+    "Rows as the log holds them: plain values by name."
+    return [{k: _plain(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 # %% ../../../nbs/core/laboratory.ipynb #827b6829
 def read_log(
@@ -259,7 +261,7 @@ def _outcomes(self: Laboratory, rows: Sequence[Mapping]) -> Outcomes:
 
 def _hear(self: Laboratory, optimizer: Optimizer, runs: Sequence[dict]) -> None:
     "Tell the optimizer; one that cannot take a missing measurement is not told of those runs."
-    if not getattr(optimizer, "takes_failures", False): runs = [r for r in runs if None not in r["values"].values()]
+    if not optimizer.takes_failures: runs = [r for r in runs if None not in r["values"].values()]
     try:
         if runs: optimizer.tell(*self._pairs(runs))
     except OutcomeError as e:
@@ -273,21 +275,18 @@ def _replayed(self: Laboratory, optimizer: Optimizer, since: int = 0) -> Optimiz
     for at, entry in enumerate(self.log):
         if at < since: continue
         if entry["event"] == "ask":
-            asks = entry.get("asks", 1)                                           # a number in logs of before: so many times for all of them
-            for asked in [{"n": entry["n"]}] * asks if isinstance(asks, int) else asks: self._asked(optimizer, **asked)      # its random streams move as they did
+            for asked in entry.get("asks", [{"n": entry["n"]}]): self._asked(optimizer, **asked)      # its random streams move as they did
         elif entry["event"] == "tell": self._hear(optimizer, [{**runs[r["run"]], "run": r["run"]} for r in entry["runs"] if r["run"] in runs and runs[r["run"]]["told"] == at])
     return optimizer
 
 def _said(self: Laboratory, optimizer: Optimizer, designs: Any) -> list[dict | None]:
     "What the optimizer expects of each design, if it can say."
-    try: return optimizer.predict(designs).to_dict("records")
+    try: return _records(optimizer.predict(designs))
     except StateError: return [None] * n_designs(designs)                     # no model, or nothing to predict from yet
 
 def _asked(self: Laboratory, optimizer: Optimizer, n: int, pending: Sequence[dict] = ()) -> Any:
     "n native designs of the optimizer, which hears of recipes to keep away from."
-    designs = optimizer.space.validate(optimizer.ask(n, pending=self._designs(pending)) if pending else optimizer.ask(n))
-    if n_designs(designs) != n: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {n}.")
-    return designs
+    return _checked_ask(optimizer, n, **({"pending": self._designs(pending)} if pending else {}))
 
 def _ask(self: Laboratory, n: int = 1) -> Sheet:
     "The next n recipes; while some are not measured, those again. Also written to `sheet-<round>.csv`, which is never overwritten."
@@ -301,8 +300,7 @@ def _ask(self: Laboratory, n: int = 1) -> Sheet:
     away, asks = [r["design"] for r in dropped.values()], []
     def proposed(k: int, others: list[dict]) -> list[dict]:
         asks.append({"n": k, **({"pending": others} if others and self._takes_pending else {})})
-        frame = space.to_frame(_rounded(space, self._asked(optimizer, **asks[-1])))
-        return [{name: _plain(v) for name, v in row.items()} for row in frame.to_dict("records")]
+        return _records(space.to_frame(_rounded(space, self._asked(optimizer, **asks[-1]))))
     def alike(some: list[dict], others: list[dict]) -> np.ndarray:
         return _alike(space, self._designs(some), self._designs(others)) if others else np.zeros((len(some), 0), bool)
     rows = proposed(n, away)
@@ -314,7 +312,7 @@ def _ask(self: Laboratory, n: int = 1) -> Sheet:
         for i, row in zip(near, [row for row, again in zip(new, alike(new, others).any(1), strict=True) if not again], strict=False): rows[i] = row
     designs, first = self._designs(rows), self._next_run()
     said = self._said(optimizer, designs)
-    runs = [{"run": first + i, "design": row, **({"predicted": {k: _plain(v) for k, v in s.items()}} if s else {})}
+    runs = [{"run": first + i, "design": row, **({"predicted": s} if s else {})}
             for i, (row, s) in enumerate(zip(rows, said, strict=True))]
     self._add({"event": "ask", "n": n, **({"asks": asks} if asks != [{"n": n}] else {}), "runs": runs}, optimizer)
     self._write_sheets()
@@ -382,11 +380,13 @@ def _advice(self: Laboratory) -> Sheet:
     self._check_current()
     optimizer, runs = pickle.loads(pickle.dumps(self.optimizer)), {k: r for k, r in self._runs().items() if r["values"] is not None}
     designs = optimizer.space.validate(optimizer.recommend())
-    def plain(designs: Any) -> dict: return {k: _plain(v) for k, v in optimizer.space.to_frame(designs).to_dict("records")[0].items()}
-    number = next((k for k, r in reversed(runs.items()) if r["design"] == plain(designs)), None)
-    if number is None: designs = _rounded(optimizer.space, designs)
+    recipe, = _records(optimizer.space.to_frame(designs))
+    number = next((k for k, r in reversed(runs.items()) if r["design"] == recipe), None)
+    if number is None:
+        designs = _rounded(optimizer.space, designs)
+        recipe, = _records(optimizer.space.to_frame(designs))
     values = runs[number]["values"] if number is not None else {}
-    row = {"run": number, **self._recipe(plain(designs), self._said(optimizer, designs)[0], values)}
+    row = {"run": number, **self._recipe(recipe, self._said(optimizer, designs)[0], values)}
     works = bool((optimizer.utilities > -math.inf).any())
     note = "Not measured yet." if number is None else f"Run {number} was this recipe."
     if not works: note = "No run has kept the constraints so far; this recipe is the nearest to it."
@@ -511,8 +511,9 @@ def _measured(self: Laboratory, where: str, row: Mapping) -> dict | None:
     def excused(name: str) -> bool: return bool(failed(self.optimizer.constraints, self._outcomes([values]))[0, self.outcomes.index(name)])
     for c in self.optimizer.constraints:
         if c.name not in self.labels or values[c.name] is not None or self._failed(values): continue
-        if mark is None and "failed" not in row and excused(c.name): continue
-        if mark is None and "failed" not in row: raise OutcomeError(f"{where}: nothing says whether the run worked; add the column {c.name!r} or 'failed' with 0 or 1.")
+        if "failed" not in row:
+            if excused(c.name): continue
+            raise OutcomeError(f"{where}: nothing says whether the run worked; add the column {c.name!r} or 'failed' with 0 or 1.")
         if mark and len(self.labels) > 1: raise OutcomeError(f"{where}: 'failed' does not say which of {listed(self.labels)} failed; give each its own column.")
         values[c.name] = float((c.op == ">=") != bool(mark))
     if mark is not None and bool(mark) != self._failed(values): raise OutcomeError(f"{where}: 'failed' and {self.labels} contradict each other.")
@@ -536,7 +537,7 @@ def _design(self: Laboratory, where: str, row: Mapping, recipe: Mapping) -> dict
         design[name] = recipe.get(name) if value is None else value
     empty = [n for n, v in design.items() if v is None]
     if empty: raise DesignError(f"{where}: 'run' is empty, and so is {listed(empty)}; give the number of a recipe, or every field for a run of your own.")
-    try: return {k: _plain(v) for k, v in space.to_frame(space.from_frame(pd.DataFrame([design]))).to_dict("records")[0].items()}
+    try: return _records(space.to_frame(self._designs([design])))[0]
     except DesignError as e: raise DesignError(where + str(e).removeprefix("row 0")) from e
 
 def _tell(self: Laboratory,
@@ -567,7 +568,7 @@ def _tell(self: Laboratory,
     own = [t for t in told if t["run"] not in runs]
     if own:                                                                       # what would have been said of them, had they been asked for
         said = self._said(pickle.loads(pickle.dumps(self.optimizer)), space.from_frame(pd.DataFrame([t["design"] for t in own])))
-        for t, s in zip(own, said, strict=True): t |= {"predicted": {k: _plain(v) for k, v in s.items()}} if s else {}
+        for t, s in zip(own, said, strict=True): t |= {"predicted": s} if s else {}
     optimizer = pickle.loads(pickle.dumps(self.optimizer))
     self._hear(optimizer, told)
     self._add({"event": "tell", "runs": told}, optimizer)

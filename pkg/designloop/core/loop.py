@@ -42,6 +42,7 @@ class Optimizer(ABC):
         problem: Problem,    # read for its space, objectives and constraints, and not kept
         seed: int = 0,       # root of this optimizer's random streams
     ):
+        if not isinstance(problem, Problem): raise ParameterError(f"problem is a {type(problem).__name__}; give Problem('name', space, Objective('y')).")
         self.space, self.objectives, self.constraints = problem.space, tuple(problem.objectives), tuple(problem.constraints)
         self.seed, self.streams = check_number("seed", seed, 0, integer=True), seed_streams(seed)
         self.history_designs: Any = None
@@ -176,8 +177,9 @@ def _told_in_rounds(optimizer: Optimizer, trials: Trials) -> Iterator[int]:
         _tell_trials(optimizer, trials.take(np.arange(begin, end)))
         yield end
 
-def _checked_ask(optimizer: Optimizer, batch: int) -> Any:
-    designs = optimizer.space.validate(optimizer.ask(batch))
+def _checked_ask(optimizer: Optimizer, batch: int, **more: Any) -> Any:
+    "What an optimizer asks for, checked. Raises `StateError` for another number of designs."
+    designs = optimizer.space.validate(optimizer.ask(batch, **more))
     if n_designs(designs) != batch: raise StateError(f"{optimizer.name} proposed {n_designs(designs)} designs when asked for {batch}.")
     return designs
 
@@ -246,4 +248,3 @@ def inference_regret(
         found[told - 1] = np.nan if design is None else _true_values(truth, design)[0]
     curve = pd.Series(list(found.values()), index=pd.Index(axis[list(found)], name=by), dtype=float)
     return _distance(trials, curve[~curve.index.duplicated(keep="last")] if by == "round" else curve)
-

@@ -91,9 +91,11 @@ class _Plan:
     starts: dict[tuple[str, int], Any] = field(default_factory=dict)
     by_recommendation: dict[str, bool] = field(default_factory=dict)
 
+    def knows_truth(self, problem: Problem) -> bool: return callable(self.truth) or self.truth is None and hasattr(problem, "true_value")
+
     def values(self, problem: Problem, designs: Any, measured: Any) -> np.ndarray:
         "Values of the first objective that designs are judged by."
-        if self.truth is None and not hasattr(problem, "true_value") or self.truth is False: return np.asarray(measured, float)
+        if not self.knows_truth(problem): return np.asarray(measured, float)
         return _true_values(problem.true_value if self.truth is None else partial(self.truth, problem), designs, f"the truth of {problem.name!r}")
 
     def counted(self, trials: Trials, n: int) -> np.ndarray:
@@ -353,7 +355,7 @@ class OptimizerComparison:
     ) -> pd.DataFrame:                  # one row a seed, one column an optimizer; lower is better; NaN where a game is missing or failed
         "What is compared: log10 of the final regret over the start's, or losses where no optimum is known; the area of the same; log10 seconds."
         check_choice("problem", problem, self.problems.index)
-        column = {"regret": "relative" if self._unit(problem, "regret") == "log10 regret" else "loss"}.get(check_choice("measure", measure, MEASURES), measure)
+        column = {"regret": "relative" if np.isfinite(self.problems.loc[problem, "least loss"]) else "loss"}.get(check_choice("measure", measure, MEASURES), measure)
         part = self.games[(self.games["problem"] == problem) & (self.games["state"] == "done")]
         wide = part.pivot(index="seed", columns="optimizer", values=column).reindex(index=self.seeds, columns=self.optimizers).astype(float)
         return np.log10(wide.clip(lower=1e-9)) if measure == "seconds per ask" else wide
@@ -371,12 +373,9 @@ class OptimizerComparison:
 def _gap(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float, float]:
     "Mean of a - b with interval and p-value; NaN for what fewer than two pairs cannot give."
     d = a - b
-    if not len(d): return (np.nan,) * 4
-    if np.ptp(d) == 0 or len(d) < 2:
-        lone = np.nan if len(d) < 2 else float(d[0])
-        return float(d[0]), lone, lone, np.nan if len(d) < 2 else 1.0 if d[0] == 0 else paired_difference(a, b, level=level).p_value
+    if len(d) < 2: return float(d[0]) if len(d) else np.nan, np.nan, np.nan, np.nan
     found = paired_difference(a, b, level=level)
-    return found.diff, *found.ci, found.p_value
+    return found.diff, *((found.diff,) * 2 if np.ptp(d) == 0 else found.ci), found.p_value
 
 def _gaps(self: OptimizerComparison,
     baseline: str | None = None,    # whom the others are compared with; default the first
@@ -580,7 +579,8 @@ def _named(field: str, given: Any, fits: Callable[[Any], bool], what: str) -> di
         if not isinstance(name, str) or not name: raise ParameterError(f"{field} holds the name {name!r}; names are texts.")
         if not fits(value):
             ready = isinstance(value, Optimizer)
-            raise ParameterError(f"{field}[{name!r}] is {'an optimizer made already' if ready else f'a {type(value).__name__}'}; give a {what}"
+            where = f"{field}[{name!r}] is" if isinstance(given, Mapping) else f"{field} holds"
+            raise ParameterError(f"{where} {'an optimizer made already' if ready else f'{value!r:.60} ({type(value).__name__})'}; give a {what}"
                                  f"{', every game needs a fresh one' if ready else ''}.")
         if name == "<lambda>" and not isinstance(given, Mapping): raise ParameterError(f"{field} holds a function without a name; give a dict of names.")
         if name in seen: raise ParameterError(f"{field} holds the name {name!r} twice; give a dict of names, all different.")
@@ -661,12 +661,11 @@ def _gathered(plan: _Plan, games: list[_Game], results: dict[int, dict], interru
     "The result, in the order of problems, optimizers and seeds."
     def judged(name: str) -> str:
         if plan.by_recommendation.get(name): return "recommended design, true value"
-        true = callable(plan.truth) or plan.truth is None and hasattr(plan.problems[name], "true_value")
-        return f"best design, {'true' if true else 'measured'} value"
+        return f"best design, {'true' if plan.knows_truth(plan.problems[name]) else 'measured'} value"
     order = sorted(results, key=lambda k: (list(plan.problems).index(games[k].problem), list(plan.optimizers).index(games[k].optimizer), plan.seeds.index(games[k].seed)))
     table = pd.DataFrame([results[k]["row"] | {"judged by": judged(games[k].problem)} for k in order]).reindex(columns=list(COLUMNS))
     table["error"], table["feasible"] = table["error"].astype(str), table["feasible"].eq(True)
-    numbers = list(COLUMNS[4:5] + COLUMNS[6:15])
+    numbers = [c for c in COLUMNS if c not in ("problem", "optimizer", "seed", "state", "feasible", "judged by", "error")]
     table[numbers] = table[numbers].astype(float)
     curves = [pd.DataFrame(results[k]["curve"]).assign(problem=games[k].problem, optimizer=games[k].optimizer, seed=games[k].seed) for k in order if results[k]["curve"]]
     curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["measurement", "cost", "value", "loss", "regret", "problem", "optimizer", "seed"])

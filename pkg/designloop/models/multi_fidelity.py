@@ -572,7 +572,7 @@ class _BoTorchModel(MultiFidelityModel):
         stacked = torch.stack([self._column(x, l), self._column(x, self.levels - 1)], 1)
         return np.concatenate([self._joint(part).covariance_matrix[:, 0, 1].numpy() for part in stacked.split(256)])
 
-    def _noise(self, l): return float(self.model.likelihood.noise.mean())
+    def _noise(self, l): return float(self.model.likelihood.noise.detach().mean())
 
 class FidelityKernelGP(_BoTorchModel):
     "BoTorch's `SingleTaskMultiFidelityGP`: the fidelity s in [0, 1] is an input (Wu et al. 2019). Raises `ParameterError` for other s."

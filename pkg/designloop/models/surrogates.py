@@ -546,16 +546,15 @@ class ProcessStack:
             if len(at) > 1:
                 for name in ("_theta", "_inverse", "_alpha", "_level"): setattr(one, name, torch.cat([getattr(p, name) for p in members]))
                 one.centre, one.scale = 0.0, 1.0
-            self._parts.append((at, members, one))
+            self._parts.append((at, one, torch.tensor([[p.centre, p.scale] for p in members], dtype=torch.float64).T))
 
     def posterior(self, X: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and variance [K, ..., m] of K processes at encoded designs X [..., m, d]; what `GaussianProcess.posterior` says of each."
         found: list = [None] * len(self.processes)
-        for at, members, one in self._parts:
+        for at, one, units in self._parts:
             if len(at) == 1: found[at[0]] = one.posterior(X); continue
-            def unit(name: str, members: list = members) -> Tensor:
-                return torch.tensor([getattr(p, name) for p in members], dtype=torch.float64).reshape(-1, *[1] * (X.ndim - 1))
-            mean, variance = (v.reshape(len(members), -1, *v.shape[1:]) for v in one.posteriors(X))
-            mean, variance = unit("centre") + unit("scale") * mean.mean(1), unit("scale")**2 * (variance.mean(1) + mean.var(1, correction=0))
+            centre, scale = units.reshape(2, -1, *[1] * (X.ndim - 1))
+            mean, variance = (v.reshape(len(at), -1, *v.shape[1:]) for v in one.posteriors(X))
+            mean, variance = centre + scale * mean.mean(1), scale**2 * (variance.mean(1) + mean.var(1, correction=0))
             for k, i in enumerate(at): found[i] = mean[k], variance[k]
         return tuple(torch.stack(v) for v in zip(*found, strict=True))

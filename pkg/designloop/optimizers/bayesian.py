@@ -143,7 +143,7 @@ class Belief:
     def centres(self, count: int = 5) -> Tensor:
         "The best designs of the data, encoded: by belief among the feasible, else by probability to be feasible."
         with torch.no_grad():
-            if self.best is None: X, merit = self.X, self.log_feasibility(self.X)
+            if self.utility is None or not self.feasible.any(): X, merit = self.X, self.log_feasibility(self.X)
             else:
                 X, mean = self.utility.X, self.utility.posterior(self.utility.X)[0]
                 merit = torch.where(self.among, mean if self.target is None else -(mean - self.target).abs(), -torch.inf)
@@ -177,7 +177,6 @@ class BayesianOptimizer(Optimizer):
         candidates: int = 1024,              # designs scored before the climb
         budget: int | None = None,           # evaluations in all; more are refused
     ):
-        if not isinstance(problem, Problem): raise ParameterError(f"problem is a {type(problem).__name__}; give Problem('name', space, Objective('y')).")
         super().__init__(problem, seed)
         if len(self.objectives) > 1:
             raise ParameterError(f"problem {problem.name!r} has the objectives {[o.name for o in self.objectives]}, and one is optimized; give a problem with one of them "
@@ -235,7 +234,7 @@ class BayesianOptimizer(Optimizer):
             parts.append(take(self._start, np.arange(self._handed, self._handed + chosen)))
             self._handed += chosen
         if chosen < n and len(self) < 2: parts.append(self.space.sample(n - chosen, self.streams["init"]))
-        elif chosen < n: parts.append(self._propose(n - chosen, [self.space.encode(v) for v in [*([] if pending is None else [self.space.validate(pending)]), *parts]]))
+        elif chosen < n: parts.append(self._propose(n - chosen, [self.space.encode(v) for v in ([] if pending is None else [pending]) + parts]))
         return concat(parts)
 
 # %% ../../../nbs/optimizers/bayesian.ipynb #8f0ad2e7
@@ -313,10 +312,9 @@ def _belief(self: BayesianOptimizer) -> Belief:
     gp, bend = self._utility_process(every[measured], self.history_outcomes[first.name][measured], measured) if measured.sum() > 1 else (None, Bend())
     slacks = []
     for c in self.constraints:
-        there = torch.isfinite(self.history_outcomes[c.name])             # a failed run may lack another constraint's value
-        rows = self if there.all() else copy.copy(self)
-        if rows is not self: rows.history_outcomes = self.history_outcomes.take(there.numpy())
-        if there.sum() > 1: slacks.append(rows._slack_process(c, every[there]))
+        slack = c.slack(self.history_outcomes[c.name])
+        there = torch.isfinite(slack)                                     # a failed run may lack another constraint's value
+        if there.sum() > 1: slacks.append(self._slack_process(c, every[there], slack[there]))
     belief = Belief(gp, bend, slacks, every, feasible(self.constraints, self.history_outcomes), measured, self.target)
     self._fitted = len(self), belief
     return belief
@@ -339,9 +337,8 @@ def _utility_process(self: BayesianOptimizer, X: Tensor, y: Tensor, measured: Te
     plain = not self.bend or self.target is not None or not isinstance(self.surrogate["noise"], str) or self.surrogate.get("fixed") or len(y) < 5 or self._known_flat
     return fit_bent(X, u, make, BENDS[:1] if plain else BENDS, self._warm)
 
-def _slack_process(self: BayesianOptimizer, constraint: Constraint, X: Tensor) -> GaussianProcess:
+def _slack_process(self: BayesianOptimizer, constraint: Constraint, X: Tensor, slack: Tensor) -> GaussianProcess:
     options = {k: v for k, v in self.surrogate.items() if k != "fixed"} | {"noise": "none" if self.surrogate["noise"] == "none" else "infer"}
-    slack = constraint.slack(self.history_outcomes[constraint.name])
     label = len(slack.unique()) < 3                                        # a step; no curve changes it
     def make(scale: float) -> GaussianProcess:
         return GaussianProcess(self.moves.groups, **{"kernel": "rbf" if math.isinf(scale) and not label else "matern52", **options})

@@ -132,11 +132,12 @@ class CCBO(Optimizer):
 
     def _near_the_target(self) -> None:
         "Warn, once, of a target that lies far outside everything measured."
-        y = self._data()[1] if self.targeted and not self._warned else torch.zeros(0)
-        y = y[y.isfinite()]
-        if len(y) < 2 or y.max() == y.min() or max(y.min() - self.target, self.target - y.max()) <= FAR * (y.max() - y.min()): return
-        self._warned, seen = True, self.history_outcomes[self.objectives[0].name]
+        if not self.targeted or self._warned: return
+        seen = self.history_outcomes[self.objectives[0].name]
         seen = seen[seen.isfinite()]
+        y = self._scale(seen)
+        if len(y) < 2 or y.max() == y.min() or max(y.min() - self.target, self.target - y.max()) <= FAR * (y.max() - y.min()): return
+        self._warned = True
         warnings.warn(f"the target {self.objectives[0].goal:g} of {self.objectives[0].name!r} lies far outside the {len(seen)} values measured so far "
                       f"({float(seen.min()):g} to {float(seen.max()):g}), so the model can only extrapolate; check the unit of the target, or measure nearer to it.", stacklevel=3)
 

@@ -165,7 +165,7 @@ class RevertingMating(InfillCriterion):
         query: np.ndarray,               # value to return to [V]
         revertible: np.ndarray,          # fields that may return [V]; none switches the repair off
         seen: set,                       # bytes of designs evaluated before
-        mend: Callable = lambda x: x,    # children [n, V] -> children that keep the limits of the space [n, V]
+        mend: Callable,                  # children [n, V] -> children that keep the limits of the space [n, V]
     ):
         super().__init__(eliminate_duplicates=_NotSeen(seen))
         self.low, self.high, self.whole, self.choice, self.query, self.revertible = low, high, whole, choice, query, revertible

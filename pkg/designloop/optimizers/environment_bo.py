@@ -70,7 +70,6 @@ class EnvironmentBO(Optimizer):
         designs: int = 24,                   # designs among which the best average is sought in each step
         candidates: int = 192,               # pairs scored before the refinement
     ):
-        if not isinstance(problem, Problem): raise ParameterError(f"problem is a {type(problem).__name__}; give Problem('name', space, Objective('y')).")
         super().__init__(problem, seed)
         whole = SpaceMoves(self.space)                                            # refuses other spaces
         one = self.objectives[0]

@@ -207,10 +207,14 @@ def _checked_model(surrogate: Callable[[], Any], levels: int) -> MultiFidelityMo
         raise ParameterError(f"surrogate={type(model).__name__} links exactly {model.links} levels, and the problem has {levels}; use JointAR1.")
     return model
 
+def _counts(self: MultiFidelityBO) -> np.ndarray:
+    "How many designs were told at each level [L]."
+    return np.bincount(np.array(self.told_levels, int), minlength=self.levels)
+
 def _check_budget(self: MultiFidelityBO, n: int) -> None:
     "Raises `ParameterError` if the budget cannot pay what the initial design still needs, in batches of n, and a true batch that verifies."
     if self.budget is None: return
-    rest = np.maximum(np.array(self.sizes) - np.bincount(np.array(self.told_levels, int), minlength=self.levels), 0)
+    rest = np.maximum(np.array(self.sizes) - _counts(self), 0)
     runs = [-(-int(k) // n) * n for k in rest]
     if not sum(runs): return
     need = self.spent + sum(k * c for k, c in zip(runs, self.costs, strict=True)) + n * self.costs[-1]
@@ -231,6 +235,11 @@ def _said(model: MultiFidelityModel, x: Tensor, objective: Objective) -> pd.Data
 class MultiFidelityBO(Optimizer):
     "Bayesian optimization that chooses design and fidelity (Do and Zhang 2023); with one fidelity, ordinary Bayesian optimization."
     name = "multi-fidelity bo"
+    own_costs, least, batch = False, 2, 1       # for searches that were begun before these were kept
+
+    def __setstate__(self, state: dict) -> None:      # costs were not kept by the search itself, then
+        told = state["history_outcomes"]
+        self.__dict__ |= {"told_costs": [] if told is None else told.cost.tolist(), "_differ": set(), **state}
 
     def __init__(self,
         problem: Problem,                          # on a Box or Mixed space; with `fidelities` and `costs`, or with one fidelity
@@ -476,9 +485,9 @@ MultiFidelityBO._candidates, MultiFidelityBO._scores, MultiFidelityBO._verified 
 # %% ../../../nbs/optimizers/multi_fidelity.ipynb #62182182
 def _planned(self: MultiFidelityBO, n: int) -> tuple[int, Any] | None:
     "The level and at most n designs that the initial design still wants; exactly n while no surrogate can be fitted."
-    counts = np.bincount(np.array(self.told_levels, int), minlength=self.levels)
+    counts = _counts(self)
     for level, designs in enumerate(self.plan):
-        done, size = counts[level], min(len(designs), self.sizes[level])
+        done, size = counts[level], len(designs)
         if done >= size: continue
         if counts[-1] >= self.least: return level, take(designs, range(done, min(done + n, size)))
         more = take(self.plan[0], range(len(designs), len(self.plan[0])))                               # the next nested points, then more of a hypercube
@@ -514,5 +523,3 @@ def _at(self: MultiFidelityBO, level: int, designs: Any) -> Any:
     "Note the level of a batch, and hand the batch on."
     self.fidelity = None if level == self.levels - 1 else self.fidelities[level]
     return designs
-
-

@@ -40,7 +40,8 @@ class ElectrosprayTask(Problem):
                        "solvent": Choice(SOLVENTS)})
         super().__init__(f"electrospray-{target:g}um", space, Objective("diameter", goal=target, unit="µm"), [Constraint("feasible", ">=", 0.5)],
                          optimum=target)
-        corners = product((0.05, 5.0), (0.01, 60.0), (10.0, 18.0), SOLVENTS)                       # the diameter is monotone in each field, and these sprays work
+        ends = (f.options if isinstance(f, Choice) else (f.low, f.high) for f in space.fields.values())
+        corners = product(*ends)                                                                    # the diameter is monotone in each field, and these sprays work
         sizes = self.diameter(pd.DataFrame(corners, columns=list(space.fields)))
         if not sizes.min() <= target <= sizes.max():
             warnings.warn(f"target={target:g} µm is outside of what this simulator can give, {sizes.min():.2f} to {sizes.max():.2f} µm; "
